@@ -1,0 +1,300 @@
+"""Figures from arrays: each function draws onto what it is given.
+
+Rates come as fractions and are shown in percent. Colors are those of Okabe
+and Ito, which color-blind readers can tell apart; missing numbers (NaN, None)
+are written as 'n/a', never drawn as 0. No function touches matplotlib's
+global state.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+
+BLUE, VERMILION, ORANGE, GREEN, INK, GRAY = (
+  '#0072B2',
+  '#D55E00',
+  '#E69F00',
+  '#009E73',
+  '#222222',
+  '#9A9A9A',
+)
+_CONDITIONS = ('clean', 'triggered', 'triggered + Δ')
+
+
+def plot_images(
+  fig,
+  clean,
+  triggered,
+  perturbed,
+  *,
+  row_labels: Sequence[str] = (),
+  captions: Sequence[Sequence[str]] = (),
+  magnify: float | None = None,
+) -> np.ndarray:
+  """Grid of clean, triggered and perturbed images, and the perturbation.
+
+  The last column shows Δ = `perturbed − triggered` around middle gray,
+  enlarged.
+
+  Args:
+    fig: matplotlib figure or subfigure, empty.
+    clean: [rows, h, w, c], uint8 or float in [0, 1].
+    triggered: the same images with the trigger.
+    perturbed: the same images with trigger and perturbation.
+    row_labels: one per row, such as the attack's name.
+    captions: per row, up to three texts below the images, such as what the
+      model says.
+    magnify: factor on the perturbation; None = one that fills the range.
+
+  Returns:
+    Array of axes [rows, 4].
+  """
+  images = [_unit(x) for x in (clean, triggered, perturbed)]
+  delta = images[2] - images[1]
+  factor = _magnification(delta) if magnify is None else magnify
+  images.append(np.clip(0.5 + factor * delta, 0, 1))
+  titles = (*_CONDITIONS, f'Δ × {factor:g}')
+  axes = fig.subplots(len(delta), 4, squeeze=False)
+  for (row, column), ax in np.ndenumerate(axes):
+    _draw_image(ax, images[column][row])
+    if row == 0:
+      ax.set_title(titles[column], fontsize=9, color=INK, pad=5)
+    if column == 0 and row < len(row_labels):
+      ax.set_ylabel(row_labels[row], fontsize=9, color=INK, labelpad=6)
+    if row < len(captions) and column < len(captions[row]):
+      ax.set_xlabel(captions[row][column], fontsize=8, color=INK, labelpad=3)
+  return axes
+
+
+def plot_bars(
+  ax,
+  names: Sequence[str],
+  before,
+  after,
+  reactivated,
+  bec,
+  *,
+  control=None,
+  title: str | None = None,
+) -> 'Axes':
+  """ASR before, after the defense and re-activated, beside BEC.
+
+  Args:
+    ax: matplotlib axes.
+    names: the defenses, one group of bars each.
+    before: ASR of the attacked model, [len(names)] or one number.
+    after: ASR of the defended model, [len(names)].
+    reactivated: ASR after re-activation, [len(names)].
+    bec: backdoor existence coefficient in [0, 1], [len(names)].
+    control: ASR of the same perturbation learned on clean inputs, drawn as a
+      line across the re-activated bar, [len(names)].
+    title: heading, such as the attack's name.
+
+  Returns:
+    The axes.
+  """
+  center, width = np.arange(len(names)), 0.19
+  offsets = (np.arange(4) - 1.5) * (width + 0.02)
+  series = (
+    ('ASR, attacked', before, dict(color=GRAY)),
+    ('ASR, defended', after, dict(color=BLUE)),
+    ('ASR, re-activated', reactivated, dict(color=VERMILION)),
+    ('BEC', bec, dict(color='white', edgecolor=GREEN, hatch='/////')),
+  )
+  handles = []
+  for offset, (label, values, style) in zip(offsets, series, strict=True):
+    values = np.broadcast_to(_floats(values), center.shape)
+    bars = ax.bar(
+      center + offset, np.nan_to_num(values), width, label=label, **style
+    )
+    handles.append(bars)
+    percent = label != 'BEC'
+    _write_values(ax, center + offset, values, percent=percent)
+  if control is not None:
+    at, half = center + offsets[2], 0.6 * width
+    handles.append(
+      ax.hlines(
+        _floats(control),
+        at - half,
+        at + half,
+        color=INK,
+        linewidth=1.4,
+        label='same attack on clean inputs',
+      )
+    )
+  ax.set_xticks(center, names)
+  ax.set_xlim(-0.6, len(names) - 0.4)
+  _percent_axis(ax, 'ASR', top=1.06)
+  _unit_axis_on_the_right(ax, 'BEC')
+  _finish(ax, title, columns=3, handles=handles)
+  return ax
+
+
+def plot_paths(
+  ax,
+  t,
+  treatments: Mapping[str, Mapping[str, Any]],
+  *,
+  tau_star: float | None = None,
+  ends: tuple[str, str] = ('backdoored', 'defended'),
+  title: str | None = None,
+) -> 'Axes':
+  """C-Acc and ASR along a straight path between two models.
+
+  Args:
+    ax: matplotlib axes.
+    t: positions [k] in [0, 1].
+    treatments: per treatment of the BatchNorm statistics the curves 'c_acc'
+      and 'asr', each [k]; the first treatment is drawn solid.
+    tau_star: position to mark, the largest with ASR ≥ 50 %.
+    ends: what lies at t = 0 and at t = 1.
+    title: heading, such as the attack's and the defense's name.
+
+  Returns:
+    The axes.
+  """
+  curves = (('c_acc', 'C-Acc', BLUE, 'o'), ('asr', 'ASR', VERMILION, 's'))
+  lines = ('-', (0, (4, 2)), (0, (1, 1.5)))
+  for i, (treatment, values) in enumerate(treatments.items()):
+    for field, label, color, marker in curves:
+      ax.plot(
+        np.asarray(t),
+        _floats(values[field]),
+        color=color,
+        linestyle=lines[i % len(lines)],
+        linewidth=1.6,
+        marker=marker,
+        markersize=3.2,
+        markerfacecolor=color if i == 0 else 'white',
+        markeredgewidth=0.9,
+        label=f'{label}, {treatment} BN',
+        clip_on=False,
+        zorder=3 - i * 0.1,
+      )
+  if tau_star is not None:
+    _mark(ax, tau_star, 'τ*')
+  ax.set_xlim(0, 1)
+  ax.set_xticks(np.linspace(0, 1, 6))
+  ax.set_xlabel(f't  (0 = {ends[0]}, 1 = {ends[1]})')
+  _percent_axis(ax, 'C-Acc · ASR', top=1.0)
+  _finish(ax, title, columns=2)
+  return ax
+
+
+def _unit(images) -> np.ndarray:
+  """Images as floats in [0, 1]."""
+  images = np.asarray(images)
+  scale = 255 if images.dtype == np.uint8 else 1
+  return images.astype(np.float32) / scale
+
+
+def _floats(values) -> np.ndarray:
+  """Numbers as floats, None as NaN."""
+  return np.asarray(values, dtype=np.float64)
+
+
+def _magnification(delta: np.ndarray) -> float:
+  """A round factor that brings the largest entry close to 1/2."""
+  top = float(np.max(np.abs(delta), initial=0))
+  if top == 0:
+    return 1.0
+  steps = np.array([1, 2, 3, 4, 5, 8, 10, 15, 20, 30, 50, 100])
+  fitting = steps[steps * top <= 0.5 + 1e-6]
+  return float(fitting[-1]) if len(fitting) else 1.0
+
+
+def _draw_image(ax, image: np.ndarray):
+  """One image without ticks, gray where it has one channel."""
+  gray = image.shape[-1] == 1
+  shown = image[..., 0] if gray else image
+  ax.imshow(
+    shown, cmap='gray', vmin=0, vmax=1, interpolation='nearest', aspect='equal'
+  )
+  ax.set(xticks=[], yticks=[])
+  for spine in ax.spines.values():
+    spine.set(linewidth=0.5, color=GRAY)
+
+
+def _write_values(ax, at, values, *, percent: bool):
+  """The number above each bar, 'n/a' where there is none."""
+  for x, value in zip(at, values, strict=True):
+    missing = np.isnan(value)
+    short = f'{100 * value:.0f}' if percent else f'{value:.2f}'.lstrip('0')
+    ax.annotate(
+      'n/a' if missing else short,
+      (x, 0 if missing else max(value, 0)),
+      xytext=(0, 1.5),
+      textcoords='offset points',
+      ha='center',
+      va='bottom',
+      rotation=90 if missing else 0,
+      fontsize=6.5,
+      color=GRAY if missing else INK,
+    )
+
+
+def _mark(ax, position: float, text: str):
+  """A labeled vertical line."""
+  ax.axvline(position, color=GRAY, linewidth=0.9, linestyle=':', zorder=1)
+  ax.annotate(
+    f'{text} = {position:g}',
+    (position, 1.0),
+    xycoords=('data', 'axes fraction'),
+    xytext=(3, -3),
+    textcoords='offset points',
+    ha='left',
+    va='top',
+    fontsize=8,
+    color=INK,
+  )
+
+
+def _percent_axis(ax, label: str, top: float):
+  """Fractions shown as percent, with light lines behind the data."""
+  from matplotlib import ticker
+
+  ax.set_ylim(0, top)
+  ax.set_yticks(np.linspace(0, 1, 6))
+  ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, symbol=' %'))
+  ax.set_ylabel(label)
+  ax.grid(axis='y', color='#E6E6E6', linewidth=0.7, zorder=0)
+  ax.set_axisbelow(True)
+
+
+def _unit_axis_on_the_right(ax, label: str):
+  """The same scale from 0 to 1, for what is not a rate."""
+  right = ax.secondary_yaxis('right')
+  right.set_yticks(np.linspace(0, 1, 6))
+  right.set_ylabel(label, fontsize=9, color=INK)
+  right.tick_params(labelsize=8, width=0.7, length=3, color=INK)
+  right.spines['right'].set(linewidth=0.7, color=INK)
+
+
+def _finish(ax, title: str | None, columns: int, handles=None):
+  """Spines, text sizes, legend above the axes, heading above the legend."""
+  for side in ('top', 'right'):
+    ax.spines[side].set_visible(False)
+  for side in ('left', 'bottom'):
+    ax.spines[side].set(linewidth=0.7, color=INK)
+  ax.tick_params(labelsize=8, width=0.7, length=3, color=INK)
+  for label in (ax.xaxis.label, ax.yaxis.label):
+    label.set(fontsize=9, color=INK)
+  handles = ax.get_legend_handles_labels()[0] if handles is None else handles
+  ax.legend(
+    handles=handles,
+    loc='lower left',
+    bbox_to_anchor=(0, 1.0),
+    ncols=columns,
+    frameon=False,
+    fontsize=7.5,
+    handlelength=2.0,
+    columnspacing=1.2,
+    borderaxespad=0.3,
+  )
+  if title:
+    rows = -(-len(handles) // columns)
+    ax.set_title(title, loc='left', fontsize=10, color=INK, pad=8 + 13 * rows)

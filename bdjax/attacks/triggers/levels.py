@@ -1,0 +1,32 @@
+"""The 8-bit grid: triggers are stored as bytes, also when nothing is stored.
+
+Published poison passes through uint8 images, so formulas of static triggers
+are written in grey levels 0 … 255 and end on whole levels.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# An exact whole number may come out of float32 arithmetic a rounding error
+# below itself, and differently so in fused code; truncation would then lose a
+# whole level here and not there. The nudge is above such errors (6e-5) and
+# below the steps of blend weights of up to three decimals (1e-3).
+NUDGE = 2.0**-12
+
+
+def to_levels(image: jax.Array) -> jax.Array:
+  """Grey levels 0 … 255 of an image in [0, 1], as floats.
+
+  Rounds, because 255·(k/255) may fall just below k.
+  """
+  return jnp.round(255 * image)
+
+
+def truncate(levels: jax.Array) -> jax.Array:
+  """Clips to 0 … 255 and drops the fraction, as a cast to uint8 does."""
+  return jnp.floor(jnp.clip(levels, 0, 255) + NUDGE)
+
+
+def to_image(levels: jax.Array) -> jax.Array:
+  """The image in [0, 1] of grey levels 0 … 255, of any dtype."""
+  return levels.astype(jnp.float32) / 255

@@ -1,0 +1,64 @@
+"""Models: image classifiers as pure functions; the only room that knows flax.
+
+`make` builds a `types.Classifier` by name. `forward_mode` is the context in
+which models can be differentiated by `jax.jvp` and its kin.
+"""
+
+import functools
+import inspect
+
+from bdjax import checks, registry, types
+from bdjax.models.classifier import from_functions as from_functions
+from bdjax.models.classifier import from_linen as from_linen
+from bdjax.models.classifier import from_nnx as from_nnx
+from bdjax.models.conv import forward_mode as forward_mode
+from bdjax.models.preactresnet import preactresnet18
+from bdjax.models.tiny import tiny
+from bdjax.models.vgg import vgg19_bn
+
+REGISTRY = {
+  'preactresnet18': preactresnet18,
+  'tiny': tiny,
+  'vgg19_bn': vgg19_bn,
+}
+
+
+def make(arch: str, spec: types.DataSpec, **options) -> types.Classifier:
+  """Makes a classifier by name.
+
+  Args:
+    arch: registry key of the architecture.
+    spec: image shape, number of classes and normalization.
+    **options: keyword arguments of the architecture, such as `width`.
+
+  Returns:
+    The classifier; the same object for equal arguments, so that programs
+    compiled for it are found again.
+
+  Raises:
+    UnknownName: for an architecture, or an option, that does not exist; with
+      the nearest one that does.
+
+  Example:
+    >>> model = models.make('tiny', data.spec('synthetic'))
+    >>> state = model.init(jax.random.key(0))
+    >>> logits, _ = model.apply(state, images)
+  """
+  factory = registry.get(REGISTRY, arch, 'architecture')
+  known = [
+    p.name
+    for p in inspect.signature(factory).parameters.values()
+    if p.kind is p.KEYWORD_ONLY
+  ]
+  for name in options:
+    if name not in known:
+      raise registry.UnknownName(
+        f"Architecture '{arch}' has no option '{name}'. "
+        f'{checks.suggest(name, known)}'
+      )
+  return _make(arch, spec, **options)
+
+
+@functools.cache
+def _make(arch, spec, **options) -> types.Classifier:
+  return REGISTRY[arch](spec, **options)

@@ -1,0 +1,250 @@
+"""A 2-D convolution whose gradients keep XLA's fast path on CPU.
+
+XLA-CPU puts only the convolutions of a program's entry computation into its
+fast form. Inside `lax.scan`, `while_loop` or `lax.map` the convolutions that
+automatic differentiation writes (axes permuted) run 10–60 times slower than at
+top level. Here both gradients are written as convolutions of the plain NHWC
+form, so that a scanned training step costs what a looped one does:
+
+  input gradient   g, dilated by the stride, convolved with the flipped kernel
+                   whose input and output channels are swapped;
+  weight gradient  x as [c, h, w, b] convolved with g as a kernel [h, w, b, d],
+                   dilated by the stride.
+
+The family is closed: each gradient is the same function with other strides,
+dilations and padding, so every order of reverse mode takes the fast path. 1×1
+convolutions are matrix products and need no rule of their own.
+
+Reverse mode, `vmap`, `jit` and `scan` need nothing special. Forward mode does:
+JAX lets a function have its own VJP or its own JVP but not both, therefore
+`jax.jvp`, `jax.linearize` and `jax.jacfwd` raise a TypeError unless they run
+under `forward_mode()`, which selects XLA's own convolution. Off CPU that one is
+used anyway, since cuDNN has gradients of its own.
+"""
+
+import functools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+# Part of jit's cache key: a function traced on one route is traced anew, not
+# reused, on the other.
+_ROUTE = jax.make_user_context(None)
+
+
+def forward_mode() -> AbstractContextManager:
+  """A context in which models can be differentiated in forward mode.
+
+  Reverse mode works there too, at the price of the slow gradients inside loops
+  on CPU. Functions jitted outside are traced anew inside.
+
+  Example:
+    >>> with models.forward_mode():
+    ...   _, tangent = jax.jvp(loss_fn, (params,), (direction,))
+  """
+  return _ROUTE('plain')
+
+
+def fast_gradients() -> AbstractContextManager:
+  """A context that forces the gradients of this module, whatever the device."""
+  return _ROUTE('own')
+
+
+class _Form(NamedTuple):
+  """What a convolution is besides its two arrays; two entries per axis pair."""
+
+  strides: tuple[int, ...]
+  padding: tuple[tuple[int, int], ...]
+  x_dilation: tuple[int, ...] = (1, 1)
+  kernel_dilation: tuple[int, ...] = (1, 1)
+  groups: int = 1
+  precision: Any = None
+
+
+def conv_general_dilated(
+  lhs: jax.Array,
+  rhs: jax.Array,
+  window_strides: Sequence[int],
+  padding: str | Sequence[tuple[int, int]],
+  lhs_dilation: Sequence[int] | None = None,
+  rhs_dilation: Sequence[int] | None = None,
+  dimension_numbers: Any = None,
+  feature_group_count: int = 1,
+  batch_group_count: int = 1,
+  precision: Any = None,
+  preferred_element_type: Any = None,
+) -> jax.Array:
+  """`jax.lax.conv_general_dilated` with gradients that are fast in loops.
+
+  A drop-in for it, also as `flax.linen.Conv(conv_general_dilated=…)`. Real
+  NHWC × HWIO → NHWC convolutions take the rules of this module; any other call
+  goes to `jax.lax` unchanged.
+
+  Args:
+    lhs: images [b, h, w, c].
+    rhs: kernel [kh, kw, c / groups, d].
+    window_strides: stride per spatial axis.
+    padding: (low, high) per spatial axis, 'SAME' or 'VALID'.
+    lhs_dilation: dilation of the images per spatial axis, default 1.
+    rhs_dilation: dilation of the kernel per spatial axis, default 1.
+    dimension_numbers: as in `jax.lax`.
+    feature_group_count: number of groups; c groups are a depthwise convolution.
+    batch_group_count: as in `jax.lax`.
+    precision: as in `jax.lax`; the gradients use it too.
+    preferred_element_type: as in `jax.lax`.
+
+  Returns:
+    The convolved images [b, h', w', d].
+  """
+  layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+  covered = (
+    lhs.ndim == 4
+    and layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
+    and batch_group_count == 1
+    and preferred_element_type is None
+    and jnp.issubdtype(lhs.dtype, jnp.floating)
+  )
+  if not covered or not _use_own_gradients():
+    return lax.conv_general_dilated(
+      lhs,
+      rhs,
+      window_strides,
+      padding,
+      lhs_dilation,
+      rhs_dilation,
+      dimension_numbers,
+      feature_group_count,
+      batch_group_count,
+      precision,
+      preferred_element_type,
+    )
+  form = _Form(
+    strides=tuple(window_strides),
+    padding=_explicit(padding, lhs, rhs, window_strides, rhs_dilation),
+    x_dilation=tuple(lhs_dilation or (1, 1)),
+    kernel_dilation=tuple(rhs_dilation or (1, 1)),
+    groups=feature_group_count,
+    precision=precision,
+  )
+  if _is_pointwise(form, rhs):
+    return _pointwise(form, lhs, rhs)
+  return _conv(form, lhs, rhs)
+
+
+def _use_own_gradients() -> bool:
+  if _ROUTE.value is None:
+    return jax.default_backend() == 'cpu'
+  return _ROUTE.value == 'own'
+
+
+def _explicit(padding, lhs, rhs, strides, rhs_dilation):
+  """Padding as pairs of ints."""
+  if isinstance(padding, str):
+    dilation = rhs_dilation or (1, 1)
+    window = [_dilated(k, d) for k, d in zip(rhs.shape, dilation, strict=False)]
+    padding = lax.padtype_to_pads(lhs.shape[1:3], window, strides, padding)
+  return tuple((int(low), int(high)) for low, high in padding)
+
+
+def _dilated(size: int, dilation: int) -> int:
+  return (size - 1) * dilation + 1
+
+
+def _is_pointwise(form: _Form, kernel: jax.Array) -> bool:
+  return (
+    kernel.shape[:2] == (1, 1)
+    and form.groups == 1
+    and form.padding == ((0, 0), (0, 0))
+    and form.x_dilation == (1, 1)
+  )
+
+
+def _pointwise(form: _Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """A 1×1 convolution as one matrix product; its gradients are two more."""
+  x = x[:, :: form.strides[0], :: form.strides[1]]
+  flat = x.reshape(-1, x.shape[-1])
+  out = jnp.dot(flat, kernel[0, 0], precision=form.precision)
+  return out.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv(form: _Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    form.strides,
+    form.padding,
+    form.x_dilation,
+    form.kernel_dilation,
+    _LAYOUT,
+    form.groups,
+    precision=form.precision,
+  )
+
+
+def _conv_fwd(form, x, kernel):
+  return _conv(form, x, kernel), (x, kernel)
+
+
+def _conv_bwd(form, residuals, g):
+  x, kernel = residuals
+  return _input_gradient(form, x, kernel, g), _weight_gradient(
+    form, x, kernel, g
+  )
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def _input_gradient(form: _Form, x, kernel, g) -> jax.Array:
+  """Spreads g over the inputs it came from, [b, h, w, c]."""
+  padding = []
+  for axis in range(2):
+    low, _ = form.padding[axis]
+    window = _dilated(kernel.shape[axis], form.kernel_dilation[axis])
+    size = _dilated(x.shape[1 + axis], form.x_dilation[axis])
+    reached = _dilated(g.shape[1 + axis], form.strides[axis])
+    before = window - 1 - low
+    padding.append((before, size - 1 - reached - before + window))
+  swapped = _swap_channels(jnp.flip(kernel, (0, 1)), form.groups)
+  transposed = form._replace(
+    strides=form.x_dilation, x_dilation=form.strides, padding=tuple(padding)
+  )
+  return _conv(transposed, g, swapped)
+
+
+def _swap_channels(kernel: jax.Array, groups: int) -> jax.Array:
+  """A kernel [kh, kw, c / groups, d] as [kh, kw, d / groups, c]."""
+  kh, kw, c, d = kernel.shape
+  split = kernel.reshape(kh, kw, c, groups, d // groups)
+  return split.transpose(0, 1, 4, 3, 2).reshape(kh, kw, d // groups, groups * c)
+
+
+def _weight_gradient(form: _Form, x, kernel, g) -> jax.Array:
+  """Correlates inputs with g over the batch, [kh, kw, c / groups, d]."""
+  padding = []
+  for axis in range(2):
+    low, _ = form.padding[axis]
+    window = _dilated(kernel.shape[axis], form.kernel_dilation[axis])
+    size = _dilated(x.shape[1 + axis], form.x_dilation[axis])
+    reached = _dilated(g.shape[1 + axis], form.strides[axis])
+    padding.append((low, window - 1 + reached - size - low))
+  b, h, w, c = x.shape
+  # Channels of one group take the place of the batch, the batch that of the
+  # channels; groups stay outermost among the latter.
+  images = x.reshape(b, h, w, form.groups, c // form.groups)
+  images = images.transpose(4, 1, 2, 3, 0).reshape(
+    c // form.groups, h, w, form.groups * b
+  )
+  transposed = form._replace(
+    strides=form.kernel_dilation,
+    kernel_dilation=form.strides,
+    padding=tuple(padding),
+  )
+  out = _conv(transposed, images, g.transpose(1, 2, 0, 3))
+  return out.transpose(1, 2, 0, 3)

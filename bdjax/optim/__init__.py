@@ -1,0 +1,11 @@
+"""Optimizers: clocked SGD, learning-rate schedules, the SAM family."""
+
+from bdjax.optim.sam import asam_perturbation as asam_perturbation
+from bdjax.optim.sam import sam as sam
+from bdjax.optim.schedules import Schedule as Schedule
+from bdjax.optim.schedules import constant as constant
+from bdjax.optim.schedules import cosine_epochs as cosine_epochs
+from bdjax.optim.schedules import cosine_steps as cosine_steps
+from bdjax.optim.schedules import step_epochs as step_epochs
+from bdjax.optim.sgd import scale_by_clock as scale_by_clock
+from bdjax.optim.sgd import sgd as sgd

@@ -1,0 +1,9 @@
+"""Input perturbations: projections, a kind clip, universal descent."""
+
+from bdjax.perturb.clip import clip_unit as clip_unit
+from bdjax.perturb.projections import NORMS as NORMS
+from bdjax.perturb.projections import Norm as Norm
+from bdjax.perturb.projections import project as project
+from bdjax.perturb.projections import project_l1_exact as project_l1_exact
+from bdjax.perturb.universal import init_uniform as init_uniform
+from bdjax.perturb.universal import universal_descent as universal_descent

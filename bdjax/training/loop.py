@@ -1,0 +1,400 @@
+"""The one loop: any tuple of phases, scanned by chunks, over one or many.
+
+Nothing else in the library iterates over steps. A run is a function of
+(phases, carry, feeds, key) alone: neither the chunk length nor a restart nor
+the number of models beside it changes a number.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax import checks, keys, types
+from bdjax.training import feed as feeding
+from bdjax.training import finite
+
+
+class ChunkReport(NamedTuple):
+  """What the loop tells its caller after each chunk.
+
+  Attributes:
+    phase: the phase's name.
+    step: steps of this phase done so far.
+    num_steps: steps of this phase in all.
+    metrics: this chunk's metrics, host arrays [steps] or [m, steps].
+    seconds: wall time of the chunk; a phase's first includes compilation.
+  """
+
+  phase: str
+  step: int
+  num_steps: int
+  metrics: types.Metrics
+  seconds: float
+
+
+class Snapshots(Protocol):
+  """Where the loop keeps its own state, so that a killed run goes on."""
+
+  def save(self, position: dict[str, int], tree: types.PyTree) -> None:
+    """Replaces the snapshot; a kill at any moment leaves one intact."""
+
+  def load_position(self) -> dict[str, int] | None:
+    """Position of the last intact snapshot, None where there is none."""
+
+  def load(self, abstract: types.PyTree) -> types.PyTree:
+    """The last intact snapshot."""
+
+
+class _Plan(NamedTuple):
+  """Static lengths of one phase."""
+
+  num_steps: int
+  num_epochs: int
+  per_epoch: int
+  size: int
+  n: int
+
+
+def _plan(phase: types.Phase, feed: feeding.Feed | None) -> _Plan:
+  """Turns a phase's length into steps; raises on contradictory lengths.
+
+  All models of a stack read equally many rows, the last axis of `index`.
+  """
+  if phase.num_steps and phase.num_epochs:
+    raise ValueError(
+      f"Phase '{phase.name}' has num_steps={phase.num_steps} and num_epochs="
+      f'{phase.num_epochs}; give one of them.'
+    )
+  if feed is None:
+    steps = phase.num_steps
+    return _Plan(steps, 1, max(steps, 1), 0, 0)
+  n = int(feed.index.shape[-1])
+  per_epoch = feeding.steps_per_epoch(phase, n)
+  steps = phase.num_steps or phase.num_epochs * per_epoch
+  num_epochs = -(-steps // per_epoch)
+  size = feeding.batch_size(phase, n)
+  return _Plan(steps, num_epochs, per_epoch, size, n)
+
+
+def _feed_of(phase: types.Phase, feeds: Mapping[str, feeding.Feed]):
+  """The feed a phase reads, None where it reads nothing."""
+  if phase.reads == 'none':
+    return None
+  if phase.reads not in feeds:
+    raise ValueError(
+      f"Phase '{phase.name}' reads '{phase.reads}', but the feeds are "
+      f"{sorted(feeds)}; pass feeds={{'{phase.reads}': training.make_feed(…)}}."
+    )
+  if phase.batch_size < 1:
+    raise ValueError(
+      f"Phase '{phase.name}' reads data with batch_size={phase.batch_size}; "
+      'it must be at least 1.'
+    )
+  return feeds[phase.reads]
+
+
+def _chunk_length(num_steps: int, wanted: int | None) -> int:
+  """A length near `wanted` that divides `num_steps` where one exists.
+
+  Chunks of one length share one compiled program.
+  """
+  if wanted is None or wanted >= num_steps:
+    return num_steps
+  near = range(max(1, wanted // 2), min(2 * wanted, num_steps) + 1)
+  divisors = [d for d in near if num_steps % d == 0]
+  return min(divisors, key=lambda d: abs(d - wanted), default=wanted)
+
+
+def _phase_keys(key: jax.Array, i: int) -> dict[str, jax.Array]:
+  """The streams of phase i; key may be one key or keys [m].
+
+  They are derived outside the compiled programs, each of which would otherwise
+  carry a dozen copies of the generator.
+  """
+
+  def derive(key):
+    phase_key = keys.at(keys.stream(key, 'phase'), i)
+    names = ('init', 'order', 'augment', 'step')
+    return {name: keys.stream(phase_key, name) for name in names}
+
+  return derive(key) if key.ndim == 0 else jax.vmap(derive)(key)
+
+
+class _Run(NamedTuple):
+  """What stays the same during a run; see `run_phases`."""
+
+  key: jax.Array
+  augment: Callable[[jax.Array, jax.Array], jax.Array] | None
+  lift: Callable[..., Callable] | None
+  chunk: int | None
+  names: Sequence[str] | None
+  on_chunk: Callable[[ChunkReport], None] | None
+  snapshots: Snapshots | None
+  snapshot_seconds: float
+  own_feeds: bool
+
+  def lifted(self, i, fn, lift=None):
+    """Lifts fn(keys of phase i, member, feed, *rest) to (member, feed, *rest).
+
+    Keys and feeds of each member's own travel with the member; what is the
+    same for all stays shared, so that batches are gathered and augmented once.
+    """
+    phase_keys = _phase_keys(self.key, i)
+
+    def unpacked(own, shared):
+      both = own | shared
+      return fn(both['keys'], own['member'], both['feed'], *shared['rest'])
+
+    inner = (lift or self.lift or jax.jit)(unpacked)
+
+    def call(member, feed=None, *rest):
+      own, shared = {'member': member}, {'rest': rest}
+      (own if self.key.ndim else shared)['keys'] = phase_keys
+      (own if self.own_feeds and feed is not None else shared)['feed'] = feed
+      return inner(own, shared)
+
+    return call
+
+  def abstract(self, i, fn, member, *rest):
+    """Shapes of a lifted function's result."""
+    lift = _vmap_first if self.lift is not None else _identity
+    return jax.eval_shape(self.lifted(i, fn, lift), member, *rest)
+
+
+class _Position(NamedTuple):
+  """Where a run stands: in a phase (`state`) or before one (`carry`)."""
+
+  phase: int
+  step: int
+  carry: types.Carry
+  state: Any
+  history: dict[str, types.Metrics]
+
+
+def _identity(fn):
+  return fn
+
+
+def _vmap_first(fn):
+  """Vmap over the first argument alone."""
+
+  def lifted(member, *shared):
+    return jax.vmap(lambda m: fn(m, *shared))(member)
+
+  return lifted
+
+
+def _init(phase):
+  return lambda phase_keys, carry, feed: phase.init(phase_keys['init'], carry)
+
+
+def _finish(phase):
+  return lambda phase_keys, state, feed: phase.finish(state)
+
+
+def _scan(run, phase, plan, length):
+  """One chunk of one phase for one model, as a pure function."""
+  augment = run.augment if phase.augment is True else phase.augment or None
+
+  def scan(phase_keys, state, feed, start):
+    rows = None
+    if feed is not None:
+      rows = feeding.batch_rows(
+        phase_keys['order'],
+        start,
+        length,
+        plan.n,
+        plan.size,
+        plan.per_epoch,
+      )
+
+    def body(state, inputs):
+      step, row = inputs
+      batch = {}
+      if feed is not None:
+        augment_key = keys.at(phase_keys['augment'], step)
+        batch = feeding.fetch(feed, row, augment_key, augment)
+      clock = types.Clock(
+        key=keys.at(phase_keys['step'], step),
+        step=step,
+        epoch=step // plan.per_epoch,
+        num_steps=plan.num_steps,
+        num_epochs=plan.num_epochs,
+      )
+      return phase.step(state, batch, clock)
+
+    steps = start + jnp.arange(length, dtype=jnp.int32)
+    return jax.lax.scan(body, state, (steps, rows))
+
+  return scan
+
+
+def run_phases(
+  phases: Sequence[types.Phase],
+  carry: types.Carry,
+  feeds: Mapping[str, feeding.Feed],
+  key: jax.Array,
+  *,
+  augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+  lift: Callable[..., Callable] | None = None,
+  chunk: int | None = None,
+  own_feeds: bool = False,
+  names: Sequence[str] | None = None,
+  on_chunk: Callable[[ChunkReport], None] | None = None,
+  snapshots: Snapshots | None = None,
+  snapshot_seconds: float = 15.0,
+) -> tuple[types.Carry, dict[str, types.Metrics]]:
+  """Runs phases one after another.
+
+  Without `on_chunk` and `snapshots` it may be traced as a whole: jitted,
+  vmapped over models, seeds and float hyper-parameters.
+
+  Args:
+    phases: what to run; each starts from its predecessor's `Carry`.
+    carry: the model to start from; a stack where `lift` is given.
+    feeds: for each of 'clean', 'train', 'pool' that is read, its `Feed`.
+    key: typed root key of the run, shared by all models of a stack; or keys
+      [m], one for each.
+    augment: the data set's recipe, (images, keys [b]) -> images, for phases
+      that ask for it by `augment=True`.
+    lift: turns fn(member, *shared) into a function of a stack, such as
+      `sweep.lift` does; None = a single model.
+    chunk: steps per dispatch; None = one epoch where somebody listens, else
+      the whole phase.
+    own_feeds: whether every leaf of the feeds has a leading axis m too, one
+      feed for each model of the stack.
+    names: names of the models, for messages.
+    on_chunk: called after every chunk with a `ChunkReport`.
+    snapshots: where to keep the run's state and to resume it from.
+    snapshot_seconds: least time between two snapshots within a phase.
+
+  Returns:
+    The final carry, and {phase name: {metric: [steps] or [m, steps]}}.
+
+  Raises:
+    ValueError: if a phase reads a feed that is not given.
+    NonFiniteError: if a single model's metrics leave the finite numbers; a
+      stack goes on, `finite_members` tells who failed.
+  """
+  checks.typed_key(key=key)
+  run = _Run(
+    key,
+    augment,
+    lift,
+    chunk,
+    names,
+    on_chunk,
+    snapshots,
+    snapshot_seconds,
+    own_feeds,
+  )
+  at = _resume(run, phases, carry, feeds)
+  for i, phase in enumerate(phases):
+    if i < at.phase:
+      continue
+    state, history = _run_phase(run, i, phase, _feed_of(phase, feeds), at)
+    carry = run.lifted(i, _finish(phase))(state)
+    at = _Position(i + 1, 0, carry, None, history)
+    if i + 1 < len(phases):
+      _save(run, i + 1, 0, carry, history)
+  return at.carry, at.history
+
+
+def _run_phase(run, i, phase, feed, at):
+  """All remaining steps of one phase; returns its state and the history."""
+  plan = _plan(phase, feed)
+  state, step, history = at.state, at.step, at.history
+  if state is None:
+    state = run.lifted(i, _init(phase))(at.carry)
+  listened = run.on_chunk is not None or run.snapshots is not None
+  length = _chunk_length(
+    plan.num_steps, run.chunk or (plan.per_epoch if listened else None)
+  )
+  programs, saved = {}, time.monotonic()
+  while step < plan.num_steps:
+    began = time.monotonic()
+    now = min(length, plan.num_steps - step)
+    if now not in programs:
+      programs[now] = run.lifted(i, _scan(run, phase, plan, now))
+    state, metrics = programs[now](state, feed, jnp.int32(step))
+    metrics = _on_host(run, phase, step, metrics)
+    history = _append(history, phase.name, metrics, run.lift is not None)
+    step += now
+    if run.on_chunk is not None:
+      seconds = time.monotonic() - began
+      run.on_chunk(
+        ChunkReport(phase.name, step, plan.num_steps, metrics, seconds)
+      )
+    due = time.monotonic() - saved >= run.snapshot_seconds
+    if due and step < plan.num_steps:
+      _save(run, i, step, state, history)
+      saved = time.monotonic()
+  return state, history
+
+
+def _on_host(run, phase, step, metrics):
+  """Metrics as NumPy arrays, checked; left alone inside a trace."""
+  if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(metrics)):
+    return metrics
+  metrics = jax.tree.map(np.asarray, metrics)
+  if run.lift is None:
+    finite.require_finite(metrics, phase.name, step, run.names)
+  return metrics
+
+
+def _append(history, name, metrics, stacked):
+  """Concatenates a chunk's metrics to its phase's along the step axis."""
+  if name not in history:
+    return {**history, name: metrics}
+  axis = 1 if stacked else 0
+
+  def join(old, new):
+    xp = np if isinstance(new, np.ndarray) else jnp
+    return xp.concatenate([old, new], axis)
+
+  return {**history, name: jax.tree.map(join, history[name], metrics)}
+
+
+def _save(run, phase, step, state, history):
+  """Keeps a snapshot where the caller wants any."""
+  if run.snapshots is not None:
+    tree = {'state': state, 'history': history}
+    run.snapshots.save({'phase': phase, 'step': step}, tree)
+
+
+def _resume(run, phases, carry, feeds) -> _Position:
+  """The last snapshot's position, or the beginning."""
+  position = run.snapshots.load_position() if run.snapshots else None
+  if position is None:
+    return _Position(0, 0, carry, None, {})
+  phase, step = position['phase'], position['step']
+  tree = run.snapshots.load(_abstract(run, phases, carry, feeds, phase, step))
+  history = jax.tree.map(np.asarray, tree['history'])
+  if step == 0:  # between two phases a snapshot holds the carry
+    return _Position(phase, 0, tree['state'], None, history)
+  return _Position(phase, step, carry, tree['state'], history)
+
+
+def _abstract(run, phases, carry, feeds, at_phase, at_step):
+  """Shapes of a snapshot taken at a position."""
+  history: dict[str, Any] = {}
+  for i, phase in enumerate(phases[: at_phase + 1]):
+    if i == at_phase and at_step == 0:
+      break
+    feed = _feed_of(phase, feeds)
+    plan = _plan(phase, feed)
+    state = run.abstract(i, _init(phase), carry)
+    length = at_step if i == at_phase else plan.num_steps
+    if length:
+      scan = _scan(run, phase, plan, length)
+      state, history[phase.name] = run.abstract(
+        i, scan, state, feed, jnp.int32(0)
+      )
+    carry = state
+    if i < at_phase:
+      carry = run.abstract(i, _finish(phase), state)
+  return {'state': carry, 'history': history}

@@ -1,0 +1,73 @@
+"""The standard training recipe: SGD with coupled decay and a schedule."""
+
+import optax
+
+from bdjax import checks, optim, types
+
+SCHEDULES = ('constant', 'cosine_epoch', 'cyclic_iter')
+
+
+@types.hparams
+class RecipeHParams:
+  """How a network is trained from scratch.
+
+  The defaults are BackdoorBench's for CIFAR-10.
+
+  Attributes:
+    epochs: passes over the training set.
+    batch_size: images per step; an epoch's short last batch is dropped.
+    lr: learning rate at the start.
+    momentum: heavy-ball momentum.
+    weight_decay: added to the gradient before momentum, on all parameters.
+    schedule: 'constant' | 'cosine_epoch' | 'cyclic_iter' (see `schedule`).
+    t_max: half period of the cosine in epochs (cosine_epoch) or steps
+      (cyclic_iter); None = all epochs, and 100 steps.
+  """
+
+  epochs: int = 100
+  batch_size: int = 128
+  lr: float = 0.01
+  momentum: float = 0.9
+  weight_decay: float = 5e-4
+  schedule: str = 'cosine_epoch'
+  t_max: int | None = None
+
+
+def schedule(name: str, lr, t_max: int | None) -> optim.Schedule:
+  """A schedule by name.
+
+  Args:
+    name: 'constant'; 'cosine_epoch', one cosine from lr to 0, constant within
+      an epoch; 'cyclic_iter', a periodic cosine per step.
+    lr: learning rate at the start, may be traced.
+    t_max: half period, see `RecipeHParams`.
+
+  Returns:
+    The schedule.
+
+  Raises:
+    ValueError: for an unknown name.
+  """
+  checks.one_of(SCHEDULES, schedule=name)
+  checks.positive(lr=lr, t_max=t_max)
+  if name == 'constant':
+    return optim.constant(lr)
+  if name == 'cosine_epoch':
+    return optim.cosine_epochs(lr, t_max)
+  return optim.cosine_steps(lr, t_max or 100)
+
+
+def optimizer(hp) -> optax.GradientTransformationExtraArgs:
+  """The optimizer of a recipe.
+
+  Args:
+    hp: anything with the fields lr, momentum, weight_decay, schedule, t_max.
+
+  Returns:
+    SGD whose `update` takes the keyword argument `clock`.
+  """
+  return optim.sgd(
+    schedule(hp.schedule, hp.lr, hp.t_max),
+    momentum=hp.momentum,
+    weight_decay=hp.weight_decay,
+  )

@@ -1,0 +1,191 @@
+"""What all configs share: the argument after the colon, and their skeleton.
+
+`--config=configs/defenses/ft_sam.py:dataset=gtsrb,quick` hands 'dataset=gtsrb,
+quick' to the file's `get_config`. Everything a config holds can be changed by
+a dotted flag, such as `--config.method.rho=4`; None stands for the default of
+the paper or of the data set and is resolved before a run starts.
+"""
+
+import dataclasses
+import types
+from typing import Any
+
+from ml_collections import config_dict
+
+from bdjax import checks, registry, training
+
+QUICK = dict(dataset='synthetic', arch='tiny')
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
+  """Parses 'name=value,flag' strictly.
+
+  Args:
+    arg: text after the colon; None or '' for the defaults.
+    **defaults: known names and their defaults, whose types decide the values';
+      None takes an integer. A bare name sets a bool.
+
+  Returns:
+    The options; with `quick`, `dataset` and `arch` become the toy world's
+    unless they are given.
+
+  Raises:
+    UnknownName: for an unknown name, with the nearest one.
+    ValueError: for a value of the wrong type.
+  """
+  options, given = dict(defaults), set()
+  for part in filter(None, (arg or '').split(',')):
+    name, _, text = part.partition('=')
+    if name not in defaults:
+      raise registry.UnknownName(
+        f"This config takes no '{name}'. {checks.suggest(name, defaults)}"
+      )
+    options[name] = _value(name, text or 'true', defaults[name])
+    given.add(name)
+  if options.get('quick'):
+    options |= {k: v for k, v in QUICK.items() if k in options.keys() - given}
+  return types.SimpleNamespace(**options)
+
+
+def _value(name: str, text: str, default: Any) -> Any:
+  if isinstance(default, bool):
+    checks.one_of(('true', 'false'), **{name: text.lower()})
+    return text.lower() == 'true'
+  kind = int if default is None else type(default)
+  try:
+    return kind(text)
+  except ValueError:
+    raise ValueError(
+      f'`{name}={text}` of this config must be of type {kind.__name__}.'
+    ) from None
+
+
+def fields(cls: type, **values: Any) -> config_dict.ConfigDict:
+  """The fields of a dataclass of hyper-parameters as a config.
+
+  Args:
+    cls: made by `types.hparams`.
+    **values: values other than the defaults.
+
+  Returns:
+    A ConfigDict with one typed entry per field.
+  """
+  made: dict[str, Any] = {}
+  unknown = values.keys() - {f.name for f in dataclasses.fields(cls)}
+  if unknown:
+    raise registry.UnknownName(f'{cls.__name__} has no field {unknown}.')
+  for field in dataclasses.fields(cls):
+    value = values.get(field.name, field.default)
+    if value is None:
+      kind = {'float | None': float, 'str | None': str}.get(str(field.type), int)
+      value = config_dict.placeholder(kind)
+    made[field.name] = value
+  return config_dict.ConfigDict(made)
+
+
+def world(options: types.SimpleNamespace) -> config_dict.ConfigDict:
+  """Data set, architecture and seed.
+
+  Args:
+    options: with `dataset`, `arch`, `width`, `num_train`, `num_test`.
+
+  Returns:
+    A ConfigDict with `seed`, `data` and `arch`.
+  """
+  optional = lambda value: (
+    config_dict.placeholder(int) if value is None else value
+  )
+  return config_dict.ConfigDict(
+    {
+      'seed': 0,
+      'data': {
+        'name': options.dataset,
+        'num_train': optional(options.num_train),
+        'num_test': optional(options.num_test),
+      },
+      'arch': {'name': options.arch, 'width': optional(options.width)},
+    }
+  )
+
+
+WORLD = dict(
+  dataset='cifar10',
+  arch='preactresnet18',
+  width=None,
+  num_train=None,
+  num_test=None,
+  epochs=None,
+  quick=False,
+)
+
+# Epochs of the benchmark's recipe; the digits' are ours.
+_EPOCHS = {
+  'gtsrb': 50,
+  'tiny_imagenet': 200,
+  'tiny_imagenet10': 200,
+  'digits16': 15,
+  'digits32': 15,
+  'synthetic': 20,
+}
+_T_MAX = {'gtsrb': 100}
+
+
+def recipe(options: types.SimpleNamespace) -> config_dict.ConfigDict:
+  """The training recipe of a data set (BackdoorBench's where it has one).
+
+  Digits and the toy world are small: they take a larger learning rate and a
+  smaller batch. Tiny ImageNet takes a cosine over all epochs in place of the
+  benchmark's reduction on plateaus.
+
+  Args:
+    options: with `dataset`, `epochs`.
+
+  Returns:
+    A ConfigDict of `training.RecipeHParams`.
+  """
+  values: dict[str, Any] = {'epochs': _EPOCHS.get(options.dataset, 100)}
+  if options.dataset in _T_MAX:
+    values['t_max'] = _T_MAX[options.dataset]
+  if options.dataset in ('digits16', 'digits32'):
+    values |= {'batch_size': 64, 'lr': 0.05}
+  if options.dataset == 'synthetic':
+    values |= {'batch_size': 32, 'lr': 0.1}
+  if options.epochs is not None:
+    values['epochs'] = options.epochs
+  return fields(training.RecipeHParams, **values)
+
+
+def execution() -> config_dict.ConfigDict:
+  """How a stack is run (`types.Exec`); no part of a run's identity."""
+  return config_dict.ConfigDict(
+    {
+      'mode': 'map',
+      'chunk': config_dict.placeholder(int),
+      'memory_budget': config_dict.placeholder(int),
+      'precision': 'default',
+    }
+  )
+
+
+def defense(
+  name: str, options: types.SimpleNamespace
+) -> config_dict.ConfigDict:
+  """The skeleton of a post-training defense.
+
+  Args:
+    name: registry key.
+    options: with `dataset` (whose values the config holds) and `clean_ratio`.
+
+  Returns:
+    A ConfigDict without `method`.
+  """
+  return config_dict.ConfigDict(
+    {
+      'name': name,
+      'dataset': options.dataset,
+      'seed': 0,
+      'clean_ratio': options.clean_ratio,
+      'sampler': 'random',
+      'exec': execution(),
+    }
+  )

@@ -1,0 +1,32 @@
+"""FT: fine-tuning on a clean subset, the baseline of all purifications.
+
+Paper:    BackdoorBench (Wu et al., NeurIPS 2022), CIFAR-10, 5 % clean data:
+          BadNets 0.8996 / 0.0148 / 0.8939 (C-Acc / ASR / R-Acc); Blended keeps
+          ASR 0.9611 (published)
+Command:  python -m launch.defend --config=configs/defenses/ft.py
+            --parents='attacked/cifar10/preactresnet18/*'
+Expected: full setting not yet measured here; small settings: README
+Quick:    --config=configs/defenses/ft.py:quick (toy world, seconds)
+"""
+
+from bdjax import defenses
+from configs import common
+
+_SMALL = ('synthetic', 'digits16', 'digits32')
+
+
+def get_config(arg: str | None = None):
+  """Settings of `launch.defend`."""
+  options = common.parse_arg(
+    arg, dataset='cifar10', epochs=None, quick=False, clean_ratio=0.05
+  )
+  config = common.defense('ft', options)
+  values = {}
+  if options.dataset in _SMALL:
+    values = {'batch_size': 32, 'epochs': 40}
+  if options.dataset in ('tiny_imagenet', 'tiny_imagenet10'):
+    values = {'epochs': 200}
+  if options.epochs is not None:
+    values['epochs'] = options.epochs
+  config.method = common.fields(defenses.FtHParams, **values)
+  return config

@@ -1,0 +1,37 @@
+"""White-box re-activation with its mandatory controls.
+
+Paper:    Zhu, Liang, Wu, NeurIPS 2024: L∞ 0.05, pool 1,000, 50 × 5 steps
+Command:  python -m launch.reactivate --config=configs/reactivation/white_box.py
+            --parents='defended/cifar10/preactresnet18/*'
+Expected: README
+Grid:     --config.grid=True runs all six cells of {triggered, clean} inputs ×
+          {attacked, defended, clean} models
+"""
+
+from ml_collections import config_dict
+
+from bdjax import reactivation
+from configs import common
+
+_SMALL = {
+  'digits16': {'pool_size': 500, 'outer_epochs': 30},
+  'digits32': {'pool_size': 500, 'outer_epochs': 30},
+  'synthetic': {'pool_size': 128, 'batch_size': 64, 'outer_epochs': 20},
+}
+
+
+def get_config(arg: str | None = None):
+  """Settings of `launch.reactivate`."""
+  options = common.parse_arg(arg, dataset='cifar10', quick=False)
+  return config_dict.ConfigDict(
+    {
+      'name': 'white_box',
+      'dataset': options.dataset,
+      'seed': 0,
+      'grid': False,
+      'method': common.fields(
+        reactivation.WhiteBoxHParams, **_SMALL.get(options.dataset, {})
+      ),
+      'exec': common.execution(),
+    }
+  )

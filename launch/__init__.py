@@ -1,0 +1,1 @@
+"""Launchers: from flags to artefacts and records."""

@@ -1,0 +1,150 @@
+"""What all launchers share: flags, the resolved config, errors, exit codes.
+
+Exit codes: 0 done; 2 bad input (the message names the cure); 1 anything else;
+130 interrupted.
+"""
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_dict, config_flags
+
+from bdjax import data, registry, training, types, zoo
+
+_BAD_INPUT = (
+  ValueError,
+  TypeError,
+  registry.UnknownName,
+  FileNotFoundError,
+  data.MissingDataError,
+  zoo.CorruptArtefactError,
+  training.NonFiniteError,
+)
+
+WORKDIR = flags.DEFINE_string(
+  'workdir', 'runs', 'Folder of artefacts and records.'
+)
+DATA_DIR = flags.DEFINE_string(
+  'data_dir',
+  None,
+  'Folder of prepared data sets or arrays; default: $BDJAX_DATA_DIR, else '
+  "TFDS's own.",
+)
+FORCE = flags.DEFINE_bool('force', False, 'Recompute what is finished already.')
+CACHE = flags.DEFINE_string(
+  'compilation_cache',
+  '~/.cache/bdjax/xla',
+  "Folder of compiled programs kept between runs; '' turns it off.",
+)
+
+
+class Context(NamedTuple):
+  """Where and how a launcher works; no part of any result.
+
+  Attributes:
+    workdir: the store.
+    data_dir: folder of prepared data, None for the default.
+    force: whether finished runs are computed again.
+  """
+
+  workdir: pathlib.Path
+  data_dir: str | None = None
+  force: bool = False
+
+  @property
+  def records(self) -> pathlib.Path:
+    """File of the run records."""
+    return self.workdir / 'records.jsonl'
+
+
+def execution(config: config_dict.ConfigDict) -> types.Exec:
+  """The `Exec` of a config."""
+  return types.Exec(**config.exec.to_dict())
+
+
+def start(cache: str) -> None:
+  """Sets the process up: quiet logs, the persistent compilation cache."""
+  logging.set_verbosity(logging.WARNING)
+  if cache:
+    folder = os.path.expanduser(cache)
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def run(
+  main: Callable[[config_dict.ConfigDict, Context], Any],
+  default_config: str | None = None,
+) -> None:
+  """Runs a launcher: parses flags, prints the config, reports errors.
+
+  Args:
+    main: (config, context) -> anything; called once.
+    default_config: config used where `--config` is not given; None = the
+      launcher takes no config.
+  """
+  if default_config is not None:
+    config_flags.DEFINE_config_file(
+      'config', default_config, 'Config file, as in PATH.py:options.'
+    )
+
+  def launched(argv: list[str]) -> None:
+    if len(argv) > 1:
+      raise ValueError(
+        f'Unexpected arguments {argv[1:]}; settings are flags, such as '
+        '--config.seed=1.'
+      )
+    start(CACHE.value)
+    config = flags.FLAGS.config if default_config else config_dict.ConfigDict()
+    if default_config:
+      print(f'config: {flags.FLAGS["config"].config_filename}\n{config}')
+    context = Context(
+      pathlib.Path(WORKDIR.value).expanduser(), DATA_DIR.value, FORCE.value
+    )
+    main(config, context)
+
+  sys.exit(guarded(lambda: app.run(launched, argv=_resolved(sys.argv))))
+
+
+def guarded(fn: Callable[[], Any]) -> int:
+  """Runs fn; bad input becomes one message and exit code 2."""
+  try:
+    fn()
+  except _BAD_INPUT as error:
+    print(f'\nerror: {error}', file=sys.stderr)
+    return 2
+  except (AttributeError, KeyError) as error:
+    if not _is_config_error(error):
+      raise
+    print(f'\nerror: {str(error).strip(chr(34))}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print('\ninterrupted; the same command goes on from here', file=sys.stderr)
+    return 130
+  return 0
+
+
+def _is_config_error(error: BaseException) -> bool:
+  """Whether ml_collections refused an override."""
+  trace, names = error.__traceback__, set()
+  while trace is not None:
+    names.add(trace.tb_frame.f_globals.get('__name__', ''))
+    trace = trace.tb_next
+  return any(name.startswith('ml_collections') for name in names)
+
+
+def _resolved(argv: list[str]) -> list[str]:
+  """Lets `--config=configs/...` work from any folder."""
+  home = pathlib.Path(__file__).resolve().parent.parent
+  flag = '--config='
+  return [
+    f'{flag}{home / a[len(flag) :]}'
+    if a.startswith(f'{flag}configs/')
+    and not pathlib.Path(a[len(flag) :].split(':')[0]).exists()
+    else a
+    for a in argv
+  ]

@@ -1,0 +1,176 @@
+"""Families of artefacts: defended models, their victims, their clean model."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from bdjax import defenses, registry, types, zoo
+from launch import cli, defend, world
+
+CLEAN = flags.DEFINE_string(
+  'clean', None, 'Clean model to compare with; default: the one in --workdir.'
+)
+
+
+class Child(NamedTuple):
+  """One defended model.
+
+  Attributes:
+    artefact: the defended artefact.
+    model: its weights.
+    classifier: as deployed.
+  """
+
+  artefact: zoo.Artefact
+  model: types.ModelState
+  classifier: types.Classifier
+
+
+class Family(NamedTuple):
+  """All defended models of one victim.
+
+  Attributes:
+    here: data and network.
+    victim: the attacked model they come from.
+    children: the defended models.
+  """
+
+  here: world.World
+  victim: world.Victim
+  children: list[Child]
+
+
+def families(config, context: cli.Context, parents: str | None) -> list[Family]:
+  """Defended models that match a pattern, grouped by their victim.
+
+  Args:
+    config: has `dataset`.
+    context: where and how.
+    parents: pattern of defended models.
+
+  Returns:
+    One family per victim, in the order of the pattern.
+  """
+  found = defend.find_parents(config, context, parents, 'defend')
+  here = world.of_card(found[0].card, context)
+  groups: dict[str, list[Child]] = {}
+  for artefact in found:
+    groups.setdefault(artefact.card.parents[0], []).append(
+      _child(artefact, here)
+    )
+  return [
+    Family(here, world.victim(zoo.open(context.workdir, run_id), here), group)
+    for run_id, group in groups.items()
+  ]
+
+
+def _child(artefact: zoo.Artefact, here: world.World) -> Child:
+  """Loads a defended model and what its defense deploys."""
+  card = artefact.card
+  model = world.load_model(artefact, here)
+  entry = registry.get(defenses.REGISTRY, card.method, 'defense')
+  hp = registry.make_hparams(entry.hparams, card.hparams['method'])
+  defense = entry.make(here.classifier, hp)
+  extra = {}
+  if 'extra' in card.state:
+    extra = zoo.load_state(
+      artefact, {'extra': _abstract_extra(defense, model, card)}
+    )['extra']
+  return Child(artefact, model, defense.deploy(here.classifier, extra))
+
+
+def _abstract_extra(defense, model, card):
+  """Shapes of what a defense left behind."""
+  carry = types.Carry(model=model, extra={})
+  for phase in defense.phases:
+    through = lambda c, phase=phase: phase.finish(phase.init(jax.random.key(0), c))
+    carry = jax.eval_shape(through, carry)
+  return carry.extra
+
+
+def clean_model(
+  context: cli.Context, here: world.World, command: str
+) -> tuple[zoo.Artefact, types.ModelState]:
+  """The clean model that goes with a world.
+
+  Args:
+    context: where to look.
+    here: data and network it must share.
+    command: who asks, for the message.
+
+  Returns:
+    (artefact, weights); of several the one with the lowest seed.
+
+  Raises:
+    ValueError: if there is none, with the command that trains one.
+  """
+  wanted = dict(arch_options=here.arch_options, dataset_id=here.dataset_id)
+  pattern = CLEAN.value if flags.FLAGS.is_parsed() else None
+  try:
+    found = zoo.find(
+      context.workdir,
+      pattern or f'clean/{here.spec.name}/{here.arch}/*',
+      stage='clean',
+      **wanted,
+    )
+  except FileNotFoundError as error:
+    options = f'dataset={here.spec.name},arch={here.arch}'
+    options += ''.join(f',{k}={v}' for k, v in here.arch_options.items())
+    subset = here.facts['subset']
+    options += ''.join(f',{k}={v}' for k, v in subset.items() if v is not None)
+    raise ValueError(
+      f'{command} compares with a clean model of the same data and network, '
+      f'and there is none. Train one: python -m launch.train '
+      f'--config=configs/training/clean.py:{options} '
+      f'--workdir={context.workdir}'
+    ) from error
+  first = min(found, key=lambda artefact: artefact.card.seed)
+  return first, world.load_model(first, here)
+
+
+def triggered_test(family: Family):
+  """Test images that the trigger leads away, without and with it.
+
+  Returns:
+    (clean uint8, triggered uint8, labels, targets, index in the test set).
+  """
+
+  test = family.here.dataset.test
+  labels = np.asarray(test.labels)
+  target = np.asarray(family.victim.attack.relabel(jnp.asarray(labels)))
+  index = np.flatnonzero(target != labels)
+  clean = np.asarray(test.images)[index]
+  stamped = family.victim.stamp(
+    jnp.asarray(clean, jnp.float32) / 255, world.stamp_key(), jnp.asarray(index)
+  )
+  stamped = np.rint(np.asarray(stamped) * 255).astype(np.uint8)
+  return clean, stamped, labels[index], target[index], index
+
+
+def card(
+  stage: str, method: str, run_id: str, config, settings, parent: zoo.Card,
+  parents: tuple[str, ...], metrics,
+) -> zoo.Card:
+  """The card of a measurement on a defended model."""
+  return zoo.Card(
+    run_id=run_id,
+    stage=stage,
+    method=method,
+    dataset=parent.dataset,
+    dataset_id=parent.dataset_id,
+    arch=parent.arch,
+    arch_options=parent.arch_options,
+    num_classes=parent.num_classes,
+    seed=config.seed,
+    parents=parents,
+    config_digest=zoo.digest.digest(settings),
+    hparams=settings,
+    attack=parent.attack,
+    data={k: v for k, v in parent.data.items() if k != 'reserved'},
+    versions=zoo.environment.versions(),
+    metrics=metrics,
+    time_utc=zoo.environment.time_utc(),
+  )

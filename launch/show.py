@@ -1,0 +1,93 @@
+"""Progress on the terminal: a bar with loss and time left, and timings."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import rich.console
+import rich.progress
+
+from bdjax import training
+
+CONSOLE = rich.console.Console()
+
+
+class Timer:
+  """Splits a run's seconds into compiling and running, chunk by chunk.
+
+  A phase's first chunk compiles; what it takes beyond the median of the
+  others counts as compilation, all of it where there are no others.
+  """
+
+  def __init__(self):
+    self.first: list[float] = []
+    self.later: dict[int, list[float]] = {}
+    self.began = time.monotonic()
+
+  def add(self, report: training.ChunkReport, is_first: bool) -> None:
+    """Takes a chunk's report."""
+    if is_first:
+      self.first.append(report.seconds)
+      self.later[len(self.first)] = []
+    else:
+      self.later[len(self.first)].append(report.seconds)
+
+  @property
+  def compile_s(self) -> float:
+    """Seconds of compilation."""
+    total = 0.0
+    for i, seconds in enumerate(self.first, start=1):
+      steady = statistics.median(self.later[i]) if self.later[i] else 0.0
+      total += max(0.0, seconds - steady)
+    return total
+
+  @property
+  def run_s(self) -> float:
+    """Seconds of running."""
+    later = sum(sum(chunks) for chunks in self.later.values())
+    return sum(self.first) + later - self.compile_s
+
+
+@contextmanager
+def bar(title: str) -> Iterator[tuple]:
+  """A progress bar fed by the training loop.
+
+  Args:
+    title: what is being run.
+
+  Yields:
+    (on_chunk for `training.run_phases`, the Timer).
+  """
+  timer = Timer()
+  columns = (
+    rich.progress.TextColumn('{task.description}'),
+    rich.progress.BarColumn(bar_width=24),
+    rich.progress.TextColumn('{task.completed}/{task.total}'),
+    rich.progress.TextColumn('{task.fields[loss]}'),
+    rich.progress.TimeElapsedColumn(),
+    rich.progress.TextColumn('left'),
+    rich.progress.TimeRemainingColumn(),
+  )
+  with rich.progress.Progress(*columns, console=CONSOLE) as progress:
+    tasks: dict[str, rich.progress.TaskID] = {}
+
+    def on_chunk(report: training.ChunkReport) -> None:
+      is_first = report.phase not in tasks
+      if is_first:
+        name = f'{title} · {report.phase}'
+        tasks[report.phase] = progress.add_task(
+          name, total=report.num_steps, loss=''
+        )
+      timer.add(report, is_first)
+      loss = report.metrics.get('loss')
+      text = '' if loss is None else f'loss {np.nanmean(loss[..., -1]):.4f}'
+      progress.update(tasks[report.phase], completed=report.step, loss=text)
+
+    yield on_chunk, timer
+
+
+def done(text: str) -> None:
+  """One line on what was finished."""
+  CONSOLE.print(text, highlight=False)

@@ -1,0 +1,246 @@
+"""From configs and cards to data, classifiers and attacks, and back to disk."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax import attacks, data, eval, keys, models, registry, types, zoo
+from launch import cli
+
+
+class World(NamedTuple):
+  """Data and network that a run stands on.
+
+  Attributes:
+    dataset: the data.
+    dataset_id: its identity as the run sees it.
+    facts: what a card says of it.
+    classifier: the network.
+    arch: its registry key.
+    arch_options: its options.
+  """
+
+  dataset: data.Dataset
+  dataset_id: str
+  facts: dict[str, Any]
+  classifier: types.Classifier
+  arch: str
+  arch_options: dict[str, Any]
+
+  @property
+  def spec(self) -> types.DataSpec:
+    """Static facts of the data."""
+    return self.dataset.spec
+
+  @property
+  def augment(self):
+    """The data set's training augmentation."""
+    return data.augment_fn(self.spec)
+
+
+def _identity(dataset: data.Dataset) -> str:
+  """Digest of names, sizes and all labels, in order."""
+  parts = {
+    split: hashlib.sha256(np.asarray(part.labels, np.int32)).hexdigest()
+    for split, part in (('train', dataset.train), ('test', dataset.test))
+  }
+  shape = dataset.spec.image_shape
+  return zoo.digest.digest({'name': dataset.spec.name, 'shape': shape, **parts})
+
+
+def make(
+  name: str,
+  arch: str,
+  context: cli.Context,
+  *,
+  num_train: int | None = None,
+  num_test: int | None = None,
+  arch_options: Mapping[str, Any],
+) -> World:
+  """Loads the data and builds the network."""
+  dataset = data.load(
+    name, data_dir=context.data_dir, num_train=num_train, num_test=num_test
+  )
+  options = {k: v for k, v in arch_options.items() if v is not None}
+  facts = {
+    'num_train': len(dataset.train.labels),
+    'num_test': len(dataset.test.labels),
+    'subset': {'num_train': num_train, 'num_test': num_test},
+  }
+  classifier = models.make(arch, dataset.spec, **options)
+  return World(dataset, _identity(dataset), facts, classifier, arch, options)
+
+
+def of_config(config, context: cli.Context) -> World:
+  """The world a training config asks for."""
+  arch = config.arch.to_dict()
+  return make(
+    config.data.name,
+    arch.pop('name'),
+    context,
+    num_train=config.data.num_train,
+    num_test=config.data.num_test,
+    arch_options=arch,
+  )
+
+
+def of_card(card: zoo.Card, context: cli.Context) -> World:
+  """The world an artefact was made in.
+
+  Raises:
+    ValueError: if the data at hand are not those the artefact saw.
+  """
+  world = make(
+    card.dataset,
+    card.arch,
+    context,
+    **card.data['subset'],
+    arch_options=card.arch_options,
+  )
+  if world.dataset_id != card.dataset_id:
+    raise ValueError(
+      f'{card.name} was made with other data of the name {card.dataset} '
+      f'({card.data["num_train"]} + {card.data["num_test"]} images; here '
+      f'{world.facts["num_train"]} + {world.facts["num_test"]}). Point '
+      '--data_dir to the data it was made with.'
+    )
+  return world
+
+
+class Victim(NamedTuple):
+  """An attacked model's attack, rebuilt.
+
+  Attributes:
+    artefact: the attacked artefact.
+    attack: the attack's functions.
+    state: its state after training.
+    model: the backdoored model.
+  """
+
+  artefact: zoo.Artefact
+  attack: types.Attack
+  state: types.AttackState
+  model: types.ModelState
+
+  def stamp(self, images, key, index):
+    """The test-time trigger, bound to its state."""
+    return self.attack.stamp(self.state, images, key, index)
+
+
+def make_attack(name: str, values: Mapping, world: World, assets=None):
+  """(attack, resolved hyper-parameters) of a registry key."""
+  entry = registry.get(attacks.REGISTRY, name, 'attack')
+  hp = registry.make_hparams(entry.hparams, values)
+  return entry.make(world.spec, hp, assets or {}), hp
+
+
+def victim(artefact: zoo.Artefact, world: World) -> Victim:
+  """Rebuilds an attacked model with its attack."""
+  card = artefact.card
+  attack, _ = make_attack(card.method, card.hparams['method'], world)
+  train = world.dataset.train
+  shapes = attack.init(keys.root(0), np.asarray(train.images), train.labels)
+  loaded = zoo.load_state(
+    artefact, {'model': abstract_model(world), 'attack': shapes}
+  )
+  return Victim(artefact, attack, loaded['attack'], loaded['model'])
+
+
+def abstract_model(world: World) -> types.ModelState:
+  """Shapes of the network's state."""
+  return jax.eval_shape(world.classifier.init, keys.root(0))
+
+
+def load_model(artefact: zoo.Artefact, world: World) -> types.ModelState:
+  """The model of an artefact."""
+  shapes = {'model': abstract_model(world)}
+  return zoo.load_state(artefact, shapes)['model']
+
+
+def rates(world: World, model, victim: Victim | None = None, **kwargs):
+  """C-Acc and, with a victim's attack, ASR and R-Acc on the test set."""
+  test = world.dataset.test
+  attack = {}
+  if victim is not None:
+    attack = dict(
+      stamp=victim.stamp, relabel=victim.attack.relabel, key=stamp_key()
+    )
+  return eval.evaluate(
+    kwargs.pop('classifier', world.classifier),
+    model,
+    jnp.asarray(test.images),
+    jnp.asarray(test.labels),
+    **(attack | kwargs),
+  )
+
+
+def stamp_key() -> jax.Array:
+  """The key of all test-time triggers, the same for every model."""
+  return keys.stream(keys.root(0), 'test_trigger')
+
+
+def attack_facts(victim_card: zoo.Card) -> dict[str, Any]:
+  """The record fields that describe the backdoor inside."""
+  facts = victim_card.attack
+  names = ('attack', 'label_mode', 'target_label', 'poison_ratio', 'num_poison')
+  return {name: facts.get(name) for name in names}
+
+
+def finish(
+  context: cli.Context,
+  card: zoo.Card,
+  *,
+  config: Any,
+  metrics: Mapping[str, Any],
+  record: Mapping[str, Any],
+  state: Mapping[str, Any] | None = None,
+  arrays: Mapping[str, Any] | None = None,
+) -> zoo.Artefact:
+  """Writes an artefact, its record, and forgets its progress."""
+  artefact = zoo.write(
+    context.workdir,
+    card,
+    state=state,
+    arrays=arrays,
+    config=config,
+    metrics=metrics,
+    force=context.force,
+  )
+  zoo.records.append(context.records, record)
+  zoo.Progress(context.workdir, card.run_id).clear()
+  return artefact
+
+
+def record(card: zoo.Card, **fields: Any) -> dict[str, Any]:
+  """A record with all that a card knows."""
+  facts = {
+    name: getattr(card, name)
+    for name in (
+      'run_id',
+      'parents',
+      'stage',
+      'method',
+      'method_version',
+      'config_digest',
+      'dataset',
+      'dataset_id',
+      'arch',
+      'seed',
+    )
+  }
+  base = {'status': 'done', 'finite': True, 'oracle_used': False}
+  return zoo.record(
+    **(base | facts | zoo.environment.facts() | {'ckpt_ref': card.name})
+    | fields
+  )
+
+
+def finished(context: cli.Context, run_id: str) -> zoo.Artefact | None:
+  """The artefact of a run that need not be repeated."""
+  if context.force or not zoo.exists(context.workdir, run_id):
+    return None
+  return zoo.open(context.workdir, run_id)

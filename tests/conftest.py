@@ -1,0 +1,34 @@
+"""Strictness of the whole test run: typed keys, no rank promotion, 4 CPUs."""
+
+import os
+
+# Tests compile many tiny programs and run each once: LLVM's optimizations cost
+# more than they save. Library kernels (convolutions, matmuls) are not affected.
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+)
+# ruff: noqa: E402 (the flag must be set before JAX starts)
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update('jax_num_cpu_devices', 4)
+jax.config.update('jax_legacy_prng_key', 'error')
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Grain and TFDS look at absl flags before pytest has parsed any.
+flags.FLAGS.mark_as_parsed()
+
+
+def pytest_collection_modifyitems(items):
+  """Skips what this machine cannot run, saying what is missing."""
+  no_data = pytest.mark.skip(
+    reason='set BDJAX_DATA_DIR to a folder of prepared data sets'
+  )
+  no_gpu = pytest.mark.skip(reason='no GPU')
+  has_gpu = any(d.platform == 'gpu' for d in jax.devices())
+  for item in items:
+    if 'data' in item.keywords and 'BDJAX_DATA_DIR' not in os.environ:
+      item.add_marker(no_data)
+    if 'gpu' in item.keywords and not has_gpu:
+      item.add_marker(no_gpu)

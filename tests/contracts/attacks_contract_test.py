@@ -1,0 +1,258 @@
+"""What every attack of the registry must satisfy, without a test of its own.
+
+An attack that needs assets gets them from `ASSETS`.
+"""
+
+import dataclasses
+import doctest
+import functools
+import json
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from bdjax import attacks, registry, tree, types
+from tests.eval import linear
+
+SPEC = linear.spec(shape=(8, 8, 3), num_classes=4)
+NET = linear.classifier(SPEC)
+NUM = 40
+IMAGES = np.random.default_rng(0).integers(
+  0, 256, (NUM, *SPEC.image_shape), dtype=np.uint8
+)
+LABELS = np.arange(NUM, dtype=np.int32) % SPEC.num_classes
+BATCH = 6
+KEY = jax.random.key(0)
+ASSETS: dict[str, dict[str, np.ndarray]] = {}
+HEADINGS = (
+  'Access:',
+  'Space:',
+  'BN:',
+  'Guarantees:',
+  'Divergences:',
+  'Cost:',
+  'Args:',
+  'Returns:',
+  'Raises:',
+  'Example:',
+  'References:',
+)
+NAMES = tuple(attacks.REGISTRY)
+
+
+@functools.cache
+def make(name):
+  """The attack of default hyper-parameters and its state."""
+  attack = build(name, attacks.REGISTRY[name].hparams())
+  return attack, attack.init(KEY, IMAGES, LABELS)
+
+
+def build(name, hp):
+  return attacks.REGISTRY[name].make(SPEC, hp, ASSETS.get(name, {}))
+
+
+def batch(size=BATCH):
+  index = jnp.arange(size)
+  return {
+    'image': jnp.asarray(IMAGES[:size]) / 255,
+    'label': jnp.asarray(LABELS[:size]),
+    'index': index,
+    'mask': jnp.ones(size, bool),
+  }
+
+
+def stamp(attack, state, key=KEY):
+  data = batch()
+  return attack.stamp(state, data['image'], key, data['index'])
+
+
+class AttacksContractTest(parameterized.TestCase):
+  @parameterized.product(name=NAMES)
+  def test_state_has_one_kind_per_example(self, name):
+    attack, state = make(name)
+    chex.assert_shape(state.kind, (NUM,))
+    self.assertEqual(state.kind.dtype, jnp.int8)
+    codes = {types.CLEAN, types.POISONED, types.COVER}
+    self.assertContainsSubset(np.unique(state.kind), codes)
+    if attack.info.poison_ratio is not None:
+      poisoned = int(jnp.sum(state.kind == types.POISONED))
+      self.assertEqual(poisoned, round(attack.info.poison_ratio * NUM))
+
+  @parameterized.product(name=NAMES)
+  def test_stamp_keeps_shape_dtype_and_range(self, name):
+    stamped = stamp(*make(name))
+    chex.assert_shape(stamped, (BATCH, *SPEC.image_shape))
+    self.assertEqual(stamped.dtype, jnp.float32)
+    self.assertBetween(float(stamped.min()), 0, 1)
+    self.assertBetween(float(stamped.max()), 0, 1)
+    self.assertGreater(float(jnp.abs(stamped - batch()['image']).max()), 0)
+
+  @parameterized.product(name=NAMES)
+  def test_poison_keeps_the_batch_and_its_clean_rows(self, name):
+    attack, state = make(name)
+    clean = batch(NUM)
+    got = attack.poison(state, clean, KEY)
+    for field, value in clean.items():
+      chex.assert_shape(got[field], value.shape)
+      self.assertEqual(got[field].dtype, value.dtype)
+    self.assertBetween(float(got['image'].min()), 0, 1)
+    self.assertBetween(float(got['image'].max()), 0, 1)
+    rows = np.asarray(got['kind']) == types.CLEAN
+    self.assertGreater(rows.sum(), 0)
+    for field in ('image', 'label'):
+      np.testing.assert_array_equal(got[field][rows], clean[field][rows])
+
+  @parameterized.product(name=NAMES)
+  def test_relabel_stays_within_the_classes(self, name):
+    attack, _ = make(name)
+    labels = attack.relabel(jnp.asarray(LABELS))
+    chex.assert_shape(labels, (NUM,))
+    self.assertContainsSubset(np.unique(labels), range(SPEC.num_classes))
+    self.assertGreater(np.count_nonzero(labels != LABELS), 0)
+    if attack.info.label_mode == 'all2one':
+      self.assertEqual(set(np.unique(labels)), {attack.info.target_label})
+
+  @parameterized.product(name=NAMES)
+  def test_jit_equals_eager(self, name):
+    attack, state = make(name)
+    chex.assert_trees_all_close(
+      jax.jit(attack.poison)(state, batch(), KEY),
+      attack.poison(state, batch(), KEY),
+      rtol=1e-6,
+    )
+    chex.assert_trees_all_close(
+      jax.jit(lambda state: stamp(attack, state))(state),
+      stamp(attack, state),
+      rtol=1e-6,
+    )
+    init = jax.jit(lambda key: attack.init(key, IMAGES, LABELS))
+    chex.assert_trees_all_close(init(KEY), state, rtol=1e-6)
+
+  @parameterized.product(name=NAMES)
+  def test_stack_equals_loop(self, name):
+    attack, _ = make(name)
+    seeds = jax.random.split(KEY, 3)
+    init = lambda key: attack.init(key, IMAGES, LABELS)
+    stacked = jax.vmap(init)(seeds)
+    looped = [init(key) for key in seeds]
+    chex.assert_trees_all_close(stacked, tree.stack(looped), rtol=1e-6)
+    view = lambda state: (
+      attack.poison(state, batch(), KEY),
+      stamp(attack, state),
+    )
+    chex.assert_trees_all_close(
+      jax.vmap(view)(stacked),
+      tree.stack([view(state) for state in looped]),
+      rtol=1e-5,
+    )
+
+  @parameterized.product(name=NAMES)
+  def test_typed_keys_are_required(self, name):
+    attack, state = make(name)
+    legacy = np.zeros(2, np.uint32)
+    with self.assertRaisesRegex(TypeError, 'jax.random.key'):
+      attack.init(legacy, IMAGES, LABELS)
+    with self.assertRaisesRegex(TypeError, 'jax.random.key'):
+      attack.poison(state, batch(), legacy)
+    with self.assertRaisesRegex(TypeError, 'jax.random.key'):
+      stamp(attack, state, legacy)
+
+  @parameterized.product(name=NAMES)
+  def test_same_key_same_state_other_key_other_poison(self, name):
+    attack, state = make(name)
+    chex.assert_trees_all_equal(attack.init(KEY, IMAGES, LABELS), state)
+    other = attack.init(jax.random.key(1), IMAGES, LABELS)
+    self.assertFalse(np.array_equal(other.kind, state.kind))
+    chex.assert_trees_all_equal(stamp(attack, state), stamp(attack, state))
+
+  @parameterized.product(name=NAMES)
+  def test_objective_and_update(self, name):
+    attack, state = make(name)
+    model = NET.init(KEY)
+    data = attack.poison(state, batch(), KEY)
+
+    def loss_fn(params):
+      here = types.ModelState(params=params, batch_stats=model.batch_stats)
+      return attack.objective(state, NET, here, data, KEY)
+
+    (loss, (logits, after)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      model.params
+    )
+    chex.assert_shape(loss, ())
+    chex.assert_shape(logits, (BATCH, SPEC.num_classes))
+    chex.assert_tree_all_finite((loss, grads))
+    chex.assert_trees_all_equal_structs(after, model)
+    updated, metrics = attack.update(state, NET, model, data, KEY)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updated, state)
+    self.assertIsInstance(metrics, dict)
+
+  @parameterized.product(name=NAMES)
+  def test_float_hparams_do_not_recompile(self, name):
+    entry = attacks.REGISTRY[name]
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def run(hp, key):
+      attack = build(name, hp)
+      return stamp(attack, attack.init(key, IMAGES, LABELS))
+
+    chex.clear_trace_counter()
+    hp = entry.hparams()
+    one = run(hp, KEY)
+    other = jax.tree.map(lambda x: 0.5 * x, hp)
+    two = run(other, KEY)
+    has_floats = bool(jax.tree.leaves(hp))
+    self.assertEqual(has_floats, 'float_hparams' in entry.info.vmappable)
+    if has_floats:
+      self.assertFalse(np.array_equal(one, two))
+    np.testing.assert_allclose(one, stamp(*make(name)), rtol=1e-6)
+
+  @parameterized.product(name=NAMES)
+  def test_hparams_serialize_and_rebuild(self, name):
+    cls = attacks.REGISTRY[name].hparams
+    hp = cls(poison_ratio=0.05, target_label=3, index_rng='numpy_legacy')
+    text = json.dumps(dataclasses.asdict(hp))
+    self.assertEqual(registry.make_hparams(cls, json.loads(text)), hp)
+    with self.assertRaisesRegex(KeyError, "Did you mean 'poison_ratio'"):
+      registry.make_hparams(cls, {'poison_rate': 0.1})
+
+  @parameterized.product(name=NAMES)
+  def test_hparams_are_documented(self, name):
+    cls = attacks.REGISTRY[name].hparams
+    docs = ''.join(base.__doc__ or '' for base in cls.__mro__[:-1])
+    for field in dataclasses.fields(cls):
+      self.assertIn(f'{field.name}: ', docs)
+
+  @parameterized.product(name=NAMES)
+  def test_info_is_complete(self, name):
+    attack, _ = make(name)
+    self.assertEqual(attack.info.name, name)
+    info = attacks.REGISTRY[name].info
+    self.assertEqual((info.kind, info.paradigm), ('attack', 'backdoor'))
+    for field in ('category', 'subcategory', 'paper', 'venue', 'tags'):
+      self.assertNotEmpty(getattr(info, field), field)
+    self.assertBetween(info.year, 2017, 2030)
+    self.assertEqual(info.status, 'implemented')
+
+  @parameterized.product(name=NAMES)
+  def test_docstring_has_all_headings(self, name):
+    factory = attacks.REGISTRY[name].make
+    module = sys.modules[factory.__module__]
+    docs = f'{module.__doc__}\n{factory.__doc__}'
+    for heading in HEADINGS:
+      self.assertIn(heading, docs)
+
+  @parameterized.product(name=NAMES)
+  def test_docstring_examples_run(self, name):
+    module = sys.modules[attacks.REGISTRY[name].make.__module__]
+    result = doctest.testmod(module)
+    self.assertGreater(result.attempted, 0)
+    self.assertEqual(result.failed, 0)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,235 @@
+"""What every re-activation of the registry must satisfy.
+
+A method that needs more than a classifier gets it from `EXTRA`; what makes it
+short enough for a test stands in `SHORT`.
+"""
+
+import dataclasses
+import doctest
+import functools
+import json
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import parameterized
+
+from bdjax import reactivation, registry, training, tree, types
+from tests import small_nets
+
+NET = small_nets.conv_net(size=8, classes=4, width=4)
+KEY = jax.random.key(0)
+NUM = 8
+IMAGES = small_nets.random_images(0, NUM)
+TARGETS = np.arange(NUM, dtype=np.int32) % 2
+SHORT: dict[str, dict] = {
+  'white_box': dict(outer_epochs=2, inner_steps=2, batch_size=4, pool_size=NUM),
+}
+EXTRA: dict[str, dict] = {}
+HEADINGS = (
+  'Access:',
+  'Space:',
+  'BN:',
+  'Guarantees:',
+  'Divergences:',
+  'Cost:',
+  'Args:',
+  'Returns:',
+  'Raises:',
+  'Example:',
+  'References:',
+)
+NAMES = tuple(reactivation.REGISTRY)
+PERTURBING = tuple(
+  name
+  for name in NAMES
+  if reactivation.REGISTRY[name].info.outputs == 'perturbation'
+)
+
+
+def hparams(name):
+  return reactivation.REGISTRY[name].hparams(**SHORT.get(name, {}))
+
+
+def build(name, hp):
+  return reactivation.REGISTRY[name].make(NET, hp, **EXTRA.get(name, {}))
+
+
+@functools.cache
+def model(seed=0):
+  return NET.init(jax.random.key(seed))
+
+
+def batch(size=4):
+  return {
+    'image': jnp.asarray(IMAGES[:size], jnp.float32) / 255,
+    'label': jnp.asarray(TARGETS[:size]),
+    'index': jnp.arange(size),
+    'mask': jnp.ones(size, bool),
+  }
+
+
+def one_step(name, hp, state, key):
+  """Carry and metrics after init, one step and finish of the first phase."""
+  phase = build(name, hp).phases[0]
+  zero = jnp.zeros((), jnp.int32)
+  carry = phase.init(key, types.Carry(model=state, extra={}))
+  after, metrics = phase.step(
+    carry, batch(), types.Clock(key, zero, zero, 4, 2)
+  )
+  return phase.finish(after), metrics
+
+
+@functools.cache
+def stepped(name, seed=0):
+  run = jax.jit(functools.partial(one_step, name, hparams(name)))
+  return run(model(), jax.random.key(seed))
+
+
+@functools.cache
+def finished(name):
+  """The whole method on the pool."""
+  feed = training.make_feed(IMAGES, TARGETS)
+  carry = types.Carry(model=model(), extra={})
+  attack = build(name, hparams(name))
+  return training.run_phases(attack.phases, carry, {'pool': feed}, KEY)
+
+
+class ReactivationContractTest(parameterized.TestCase):
+  @parameterized.product(name=NAMES)
+  def test_runs_and_returns_finite_numbers(self, name):
+    attack = build(name, hparams(name))
+    carry, metrics = finished(name)
+    self.assertEqual(attack.info, name)
+    chex.assert_tree_all_finite((carry, metrics))
+    for phase in attack.phases:
+      self.assertContainsSubset({'loss', 'asr'}, metrics[phase.name])
+    chex.assert_trees_all_equal_shapes_and_dtypes(carry.model, model())
+
+  @parameterized.product(name=PERTURBING)
+  def test_model_is_bit_identical(self, name):
+    chex.assert_trees_all_equal(finished(name)[0].model, model())
+
+  @parameterized.product(name=PERTURBING)
+  def test_extra_is_a_trigger_that_keeps_images_in_range(self, name):
+    trigger = build(name, hparams(name)).trigger
+    params = finished(name)[0].extra
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, trigger.init(KEY))
+    for image in (
+      batch()['image'][0],
+      jnp.zeros((8, 8, 3)),
+      jnp.ones((8, 8, 3)),
+    ):
+      out = trigger.apply(params, image, KEY)
+      chex.assert_equal_shape([out, image])
+      self.assertEqual(out.dtype, jnp.float32)
+      self.assertBetween(float(out.min()), 0, 1)
+      self.assertBetween(float(out.max()), 0, 1)
+      self.assertGreater(float(jnp.abs(out - image).max()), 0)
+
+  @parameterized.product(name=PERTURBING)
+  def test_zero_radius_changes_no_image(self, name):
+    hp = dataclasses.replace(hparams(name), eps=0.0)
+    carry, _ = one_step(name, hp, model(), KEY)
+    trigger = build(name, hp).trigger
+    image = batch()['image'][0]
+    np.testing.assert_array_equal(trigger.apply(carry.extra, image, KEY), image)
+
+  @parameterized.product(name=NAMES)
+  def test_jit_equals_eager(self, name):
+    with jax.default_matmul_precision('highest'):
+      eager = one_step(name, hparams(name), model(), KEY)
+    chex.assert_trees_all_close(stepped(name), eager, rtol=1e-4, atol=1e-6)
+
+  @parameterized.product(name=NAMES)
+  def test_stack_equals_loop(self, name):
+    states = [model(seed) for seed in range(3)]
+    run = functools.partial(one_step, name, hparams(name))
+    lifted = jax.jit(jax.vmap(run, in_axes=(0, None)))(tree.stack(states), KEY)
+    single = jax.jit(run)
+    looped = [single(state, KEY) for state in states]
+    chex.assert_trees_all_close(
+      lifted, tree.stack(looped), rtol=1e-4, atol=1e-6
+    )
+
+  @parameterized.product(name=NAMES)
+  def test_same_key_same_result_other_key_other_result(self, name):
+    again = jax.jit(functools.partial(one_step, name, hparams(name)))
+    chex.assert_trees_all_equal(again(model(), KEY), stepped(name))
+    one, other = stepped(name, 0)[0], stepped(name, 1)[0]
+    same = jax.tree.map(np.array_equal, one, other)
+    self.assertFalse(all(jax.tree.leaves(same)))
+
+  @parameterized.product(name=PERTURBING)
+  def test_typed_keys_are_required(self, name):
+    attack = build(name, hparams(name))
+    legacy = np.zeros(2, np.uint32)
+    with self.assertRaisesRegex(TypeError, 'jax.random.key'):
+      attack.phases[0].init(legacy, types.Carry(model=model(), extra={}))
+    with self.assertRaisesRegex(TypeError, 'jax.random.key'):
+      attack.trigger.init(legacy)
+
+  @parameterized.product(name=NAMES)
+  def test_float_hparams_do_not_recompile(self, name):
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def run(hp, state, key):
+      return one_step(name, hp, state, key)
+
+    chex.clear_trace_counter()
+    hp = hparams(name)
+    one = run(hp, model(), KEY)
+    other = run(jax.tree.map(lambda x: 0.5 * x, hp), model(), KEY)
+    chex.assert_trees_all_close(one, stepped(name), rtol=1e-4, atol=1e-6)
+    same = jax.tree.map(np.array_equal, one[0], other[0])
+    self.assertFalse(all(jax.tree.leaves(same)))
+
+  @parameterized.product(name=NAMES)
+  def test_reads_the_pool_without_augmentation(self, name):
+    phases = build(name, hparams(name)).phases
+    self.assertNotEmpty(phases)
+    for phase in phases:
+      self.assertEqual(phase.reads, 'pool')
+      if name in PERTURBING:
+        self.assertIs(phase.augment, False)
+
+  @parameterized.product(name=NAMES)
+  def test_hparams_serialize_and_rebuild(self, name):
+    cls = reactivation.REGISTRY[name].hparams
+    hp = hparams(name)
+    text = json.dumps(dataclasses.asdict(hp))
+    self.assertEqual(registry.make_hparams(cls, json.loads(text)), hp)
+    with self.assertRaisesRegex(KeyError, 'has no hyper-parameter'):
+      registry.make_hparams(cls, {'no_such_field': 0.1})
+
+  @parameterized.product(name=NAMES)
+  def test_hparams_are_documented(self, name):
+    cls = reactivation.REGISTRY[name].hparams
+    for field in dataclasses.fields(cls):
+      self.assertIn(f'{field.name}: ', cls.__doc__)
+
+  @parameterized.product(name=NAMES)
+  def test_info_is_complete(self, name):
+    info = reactivation.REGISTRY[name].info
+    self.assertEqual((info.kind, info.paradigm), ('reactivation', 'backdoor'))
+    for field in ('category', 'subcategory', 'paper', 'venue', 'needs'):
+      self.assertNotEmpty(getattr(info, field), field)
+    self.assertBetween(info.year, 2017, 2030)
+    self.assertEqual(info.status, 'implemented')
+
+  @parameterized.product(name=NAMES)
+  def test_docstring_has_all_headings(self, name):
+    factory = reactivation.REGISTRY[name].make
+    module = sys.modules[factory.__module__]
+    docs = f'{module.__doc__}\n{factory.__doc__}'
+    for heading in HEADINGS:
+      self.assertIn(heading, docs)
+
+  @parameterized.product(name=NAMES)
+  def test_docstring_examples_run(self, name):
+    module = sys.modules[reactivation.REGISTRY[name].make.__module__]
+    result = doctest.testmod(module)
+    self.assertGreater(result.attempted, 0)
+    self.assertEqual(result.failed, 0)
