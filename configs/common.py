@@ -77,7 +77,9 @@ def fields(cls: type, **values: Any) -> config_dict.ConfigDict:
   for field in dataclasses.fields(cls):
     value = values.get(field.name, field.default)
     if value is None:
-      kind = {'float | None': float, 'str | None': str}.get(str(field.type), int)
+      kind = {'float | None': float, 'str | None': str}.get(
+        str(field.type), int
+      )
       value = config_dict.placeholder(kind)
     made[field.name] = value
   return config_dict.ConfigDict(made)

@@ -58,7 +58,13 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
   if todo:
     victims = [found[i] for i in todo]
     made = _defend(
-      config, context, entry.make, hp, settings, victims, [run_ids[i] for i in todo]
+      config,
+      context,
+      entry.make,
+      hp,
+      settings,
+      victims,
+      [run_ids[i] for i in todo],
     )
     for i, artefact in zip(todo, made, strict=True):
       known[i] = artefact
@@ -74,7 +80,7 @@ def find_parents(config, context, pattern: str | None, stage: str) -> list:
   """
   if not pattern:
     raise ValueError(
-      f"--parents is empty; name the models to start from, such as "
+      f'--parents is empty; name the models to start from, such as '
       f"--parents='{zoo.cards.KIND_OF_STAGE[stage]}/*'."
     )
   found = zoo.find(context.workdir, pattern, stage=stage)
@@ -166,7 +172,9 @@ def _store(config, context, here, defense, settings, victim, run_id, result):
   rates = world.rates(here, carry.model, victim, classifier=classifier)
   before = card.metrics
   ratings = {
-    'der': eval.der(before['asr'], rates['asr'], before['c_acc'], rates['c_acc']),
+    'der': eval.der(
+      before['asr'], rates['asr'], before['c_acc'], rates['c_acc']
+    ),
     'rir': eval.rir(
       before['r_acc'], rates['r_acc'], before['c_acc'], rates['c_acc']
     ),
@@ -224,8 +232,7 @@ def _store(config, context, here, defense, settings, victim, run_id, result):
     metrics=rates | ratings,
     record=world.record(
       own,
-      **rates
-      | {'finite': result.finite and rates['finite']},
+      **rates | {'finite': result.finite and rates['finite']},
       **ratings,
       **reserve,
       **world.attack_facts(card),

@@ -86,7 +86,9 @@ def _abstract_extra(defense, model, card):
   """Shapes of what a defense left behind."""
   carry = types.Carry(model=model, extra={})
   for phase in defense.phases:
-    through = lambda c, phase=phase: phase.finish(phase.init(jax.random.key(0), c))
+    through = lambda c, phase=phase: phase.finish(
+      phase.init(jax.random.key(0), c)
+    )
     carry = jax.eval_shape(through, carry)
   return carry.extra
 
@@ -137,7 +139,6 @@ def triggered_test(family: Family):
   Returns:
     (clean uint8, triggered uint8, labels, targets, index in the test set).
   """
-
   test = family.here.dataset.test
   labels = np.asarray(test.labels)
   target = np.asarray(family.victim.attack.relabel(jnp.asarray(labels)))
@@ -151,8 +152,14 @@ def triggered_test(family: Family):
 
 
 def card(
-  stage: str, method: str, run_id: str, config, settings, parent: zoo.Card,
-  parents: tuple[str, ...], metrics,
+  stage: str,
+  method: str,
+  run_id: str,
+  config,
+  settings,
+  parent: zoo.Card,
+  parents: tuple[str, ...],
+  metrics,
 ) -> zoo.Card:
   """The card of a measurement on a defended model."""
   return zoo.Card(

@@ -6,6 +6,8 @@ python -m launch.reactivate \
 """
 
 import functools
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +50,15 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
   return made
 
 
+class _Cell(NamedTuple):
+  """One run of the attack: a setting on a model, for some children."""
+
+  setting: reactivation.controls.Setting
+  classifier: types.Classifier
+  model: types.ModelState
+  children: Iterable[int]
+
+
 class _Attack:
   """One re-activation method on one family."""
 
@@ -76,7 +87,7 @@ class _Attack:
         show.done(f're-activation of {child.artefact.name}: finished before')
     if todo:
       with show.bar(f'{self.config.name} · {len(todo)} models') as bar:
-        results = self.attack(todo, *bar)
+        results = self.attack(todo, bar[0])
       for child, result in zip(todo, results, strict=True):
         known[child.artefact.card.run_id] = self.store(
           child, result, bar[1], len(todo)
@@ -103,46 +114,64 @@ class _Attack:
       self.parents(child),
     )
 
-  def attack(self, children, on_chunk, timer) -> list[dict]:
+  def attack(self, children, on_chunk) -> list[dict]:
     """All settings on all children.
 
-    Members that share a classifier and a pool run as one stack; the shared
-    controls on the clean and the attacked model run once per family.
+    Cells that share a classifier run as one stack, each with a pool of its
+    own; controls on the clean and the attacked model run once per family.
     """
-    del timer
-    grid = reactivation.controls.GRID if self.config.grid else None
-    settings = grid or reactivation.controls.REQUIRED
-    own = [s for s in settings if s.model == 'defended']
+    grid = reactivation.controls.GRID
+    settings = grid if self.config.grid else reactivation.controls.REQUIRED
+    network = self.family.here.classifier
+    once = {'clean': self.clean_state, 'attacked': self.family.victim.model}
+    cells = [
+      _Cell(setting, child.classifier, child.model, (i,))
+      for setting in settings
+      if setting.model == 'defended'
+      for i, child in enumerate(children)
+    ]
+    cells += [
+      _Cell(setting, network, once[setting.model], range(len(children)))
+      for setting in settings
+      if setting.model != 'defended'
+    ]
     results: list[dict] = [{} for _ in children]
-    for i, child in enumerate(children):
-      for setting in own:
-        found = self.one(setting, child.classifier, child.model, on_chunk)
-        results[i] |= self.named(setting, found)
-    for setting in settings:
-      if setting in own:
-        continue
-      model = (
-        self.clean_state
-        if setting.model == 'clean'
-        else self.family.victim.model
-      )
-      found = self.one(
-        setting, self.family.here.classifier, model, on_chunk
-      )
-      for result in results:
-        result |= self.named(setting, found)
+    for classifier in {id(c.classifier): c.classifier for c in cells}.values():
+      group = [c for c in cells if c.classifier is classifier]
+      for cell, found in zip(group, self.stack(group, on_chunk), strict=True):
+        for i in cell.children:
+          results[i] |= found
     return results
 
-  def named(self, setting, found) -> dict:
-    """A setting's result under the name of its record field."""
-    rate, r_acc, delta, curves = found
-    named = {setting.field: rate}
-    if setting.field == 'reactivated_asr':
-      named |= {'r_acc': r_acc, 'delta': delta, 'curves': curves}
-    return named
+  def stack(self, cells, on_chunk) -> list[dict]:
+    """Results of cells of one classifier, run as one stack."""
+    classifier = cells[0].classifier
+    method = self.make(classifier, self.hp)
+    carry, curves = training.run_phases(
+      method.phases,
+      types.Carry(model=tree.stack([c.model for c in cells]), extra={}),
+      {'pool': tree.stack([self.pool(c.setting) for c in cells])},
+      self.key,
+      lift=functools.partial(sweep.lift, exec=self.exec),
+      own_feeds=True,
+      names=[c.setting.field for c in cells],
+      on_chunk=on_chunk,
+    )
+    results = []
+    rates = self.rates(classifier, method.trigger, cells, carry)
+    for i, cell in enumerate(cells):
+      result = {cell.setting.field: rates[i]['asr']}
+      if cell.setting.field == 'reactivated_asr':
+        result |= {
+          'r_acc': rates[i]['r_acc'],
+          'delta': tree.take(carry.extra, i),
+          'curves': jax.tree.map(lambda x, i=i: x[i], curves),
+        }
+      results.append(result)
+    return results
 
-  def one(self, setting, classifier, model, on_chunk):
-    """(ASR, R-Acc, trigger params, curves) of one cell of the grid."""
+  def pool(self, setting) -> training.Feed:
+    """The images one cell's attack learns from."""
     victim, train = self.family.victim, self.family.here.dataset.train
     pool = reactivation.controls.pool_of(
       setting,
@@ -153,34 +182,43 @@ class _Attack:
       train.labels,
       self.hp.pool_size,
     )
-    method = self.make(classifier, self.hp)
+    return training.make_feed(pool.images, pool.labels)
 
-    def retitled(report):
-      on_chunk(report._replace(phase=f'{setting.field} {self.serial}'))
+  def rates(self, classifier, trigger, cells, carry) -> list[dict]:
+    """Rates of every cell on the whole test set, by kind of input."""
+    victim, test = self.family.victim, self.family.here.dataset.test
+    found: list[dict] = [{} for _ in cells]
+    for inputs in ('triggered', 'clean'):
+      rows = [i for i, c in enumerate(cells) if c.setting.inputs == inputs]
+      if not rows:
+        continue
+      base = victim.stamp if inputs == 'triggered' else None
 
-    self.serial = getattr(self, 'serial', 0) + 1
-    carry, curves = training.run_phases(
-      method.phases,
-      types.Carry(model=model, extra={}),
-      {'pool': training.make_feed(pool.images, pool.labels)},
-      self.key,
-      on_chunk=retitled,
-    )
-    stamp = victim.stamp if setting.inputs == 'triggered' else None
-    stamp = reactivation.controls.perturbed_stamp(
-      stamp, method.trigger, carry.extra
-    )
-    test = self.family.here.dataset.test
-    rates = eval.evaluate(
-      classifier,
-      model,
-      jnp.asarray(test.images),
-      jnp.asarray(test.labels),
-      stamp=stamp,
-      relabel=victim.attack.relabel,
-      key=world.stamp_key(),
-    )
-    return rates['asr'], rates['r_acc'], carry.extra, curves
+      def count(member, images, labels, base=base):
+        model, params = member
+        return eval.count(
+          classifier,
+          model,
+          images,
+          labels,
+          stamp=reactivation.controls.perturbed_stamp(base, trigger, params),
+          relabel=victim.attack.relabel,
+          key=world.stamp_key(),
+        )
+
+      members = jax.tree.map(
+        lambda x, rows=rows: x[jnp.asarray(rows)], (carry.model, carry.extra)
+      )
+      counts = sweep.over_checkpoints(
+        count,
+        members,
+        jnp.asarray(test.images),
+        jnp.asarray(test.labels),
+        exec=self.exec,
+      )
+      for i, member in zip(rows, tree.unstack(counts), strict=True):
+        found[i] = eval.rates(member)
+    return found
 
   def store(self, child, result, timer, lanes):
     """Stores the attack on one child."""

@@ -200,14 +200,18 @@ def finish(
   state: Mapping[str, Any] | None = None,
   arrays: Mapping[str, Any] | None = None,
 ) -> zoo.Artefact:
-  """Writes an artefact, its record, and forgets its progress."""
+  """Writes an artefact, its record, and forgets its progress.
+
+  The record is kept with the artefact as well: a kill between the two writes
+  loses nothing, `finished` appends the missing line.
+  """
   artefact = zoo.write(
     context.workdir,
     card,
     state=state,
     arrays=arrays,
     config=config,
-    metrics=metrics,
+    metrics={**metrics, 'record': record},
     force=context.force,
   )
   zoo.records.append(context.records, record)
@@ -243,4 +247,9 @@ def finished(context: cli.Context, run_id: str) -> zoo.Artefact | None:
   """The artefact of a run that need not be repeated."""
   if context.force or not zoo.exists(context.workdir, run_id):
     return None
-  return zoo.open(context.workdir, run_id)
+  artefact = zoo.open(context.workdir, run_id)
+  known = zoo.records.read(context.records) if context.records.exists() else []
+  if all(entry['run_id'] != run_id for entry in known):
+    record = zoo.load_metrics(artefact)['record']
+    zoo.records.append(context.records, record)
+  return artefact

@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
   no_gpu = pytest.mark.skip(reason='no GPU')
   has_gpu = any(d.platform == 'gpu' for d in jax.devices())
   for item in items:
-    if 'data' in item.keywords and 'BDJAX_DATA_DIR' not in os.environ:
+    if item.get_closest_marker('data') and 'BDJAX_DATA_DIR' not in os.environ:
       item.add_marker(no_data)
-    if 'gpu' in item.keywords and not has_gpu:
+    if item.get_closest_marker('gpu') and not has_gpu:
       item.add_marker(no_gpu)

@@ -74,7 +74,8 @@ def tau_star(t, asr, threshold: float = 0.5) -> float | None:
   t, asr = _curve(t, asr)
   checks.unit_interval(threshold=threshold)
   works = t[asr >= threshold]
-  return float(works.max()) if works.size else None
+  # Positions are float32: 0.65 is meant where 0.64999998 is stored.
+  return round(float(works.max()), 6) if works.size else None
 
 
 def summarize(t, c_acc, asr) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from bdjax.data.catalog import REGISTRY as REGISTRY
 from bdjax.data.catalog import Entry as Entry
 from bdjax.data.catalog import load as load
 from bdjax.data.catalog import spec as spec
+from bdjax.data.pictures import read_picture as read_picture
 from bdjax.data.places import MissingDataError as MissingDataError
 from bdjax.data.splits import Dataset as Dataset
 from bdjax.data.splits import Split as Split

@@ -53,20 +53,20 @@ def vgg19_bn(
     draw=initial.vgg,
     needs_key=dropout > 0,
     arch='vgg19_bn',
-    conv_taps=tuple(f'features.{i}' for i, _ in _places(width)),
+    conv_taps=tuple(f'features.{i}' for i, *_ in _places(width)),
     prune_graph=tuple(
       types.PruneGroup((f'features_{i + 1}',), (f'features_{i}',), channels)
-      for i, channels in _places(width)
+      for i, channels, _ in _places(width)
     ),
   )
 
 
-def _places(width: int) -> list[tuple[int, int]]:
-  """Torchvision's index and the channels of every convolution."""
+def _places(width: int) -> list[tuple[int, int, bool]]:
+  """Per convolution torchvision's index, channels, and if a pool follows."""
   places, index = [], 0
   for depth, factor in _STAGES:
-    for _ in range(depth):
-      places.append((index, factor * width))
+    for i in range(depth):
+      places.append((index, factor * width, i == depth - 1))
       index += 3  # convolution, norm, ReLU
     index += 1  # pool
   return places
@@ -88,11 +88,9 @@ class VGG19(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, tap: taps.Taps, train: bool) -> jax.Array:
     """Logits [b, n] of normalized images [b, h, w, c]."""
-    last_of_stage = {2, 9, 22, 35, 48}  # indices of the ReLUs before a pool
-    for i, channels in _places(self.width):
+    for i, channels, is_pooled in _places(self.width):
       x = self._conv_norm_relu(i, channels, x, tap, train)
-      if i + 2 in last_of_stage:
-        x = layers.max_pool(x)
+      x = layers.max_pool(x) if is_pooled else x
     x = tap('penultimate_map', x)
     x = layers.adaptive_average_pool(x, _POOLED)
     x = x.reshape(x.shape[0], -1)

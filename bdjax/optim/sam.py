@@ -93,7 +93,8 @@ def asam_perturbation(
     A stateless transformation; the adaptive form needs `params`.
 
   Raises:
-    ValueError: if rho is negative; at update, if `params` is missing.
+    ValueError: if rho is negative; at update, if the adaptive form gets no
+      `params`.
   """
   checks.non_negative(rho=rho)
 
@@ -102,7 +103,8 @@ def asam_perturbation(
     return optax.EmptyState()
 
   def update(updates, state, params=None):
-    _need_params(params)
+    if adaptive:
+      _need_params(params)
     # Once for the norm (w·g has that of |w|·g), once more for the direction.
     measured = _multiply(params, updates) if adaptive else updates
     factor = -rho / (tree.norm(measured) + eps)

@@ -13,7 +13,7 @@ from bdjax import models, tree, types
 OPTIONS = {
   'preactresnet18': {'width': 2},
   'tiny': {'width': 4},
-  'vgg19_bn': {'width': 1},
+  'vgg19_bn': {'width': 2},
 }
 
 

@@ -107,7 +107,7 @@ class ConvTest(parameterized.TestCase):
       )(*args)
       assert_trees_close(ours, theirs)
 
-  @parameterized.named_parameters(CASES[0], CASES[1], CASES[4], CASES[10])
+  @parameterized.named_parameters(CASES[1], CASES[10])
   def test_equals_autodiff_inside_a_scan(self, x, k, stride, padding, groups):
     with jax.enable_x64(True):
       own, plain = both(stride=stride, padding=padding, groups=groups)
@@ -178,19 +178,15 @@ class ConvTest(parameterized.TestCase):
       conv.conv_general_dilated(*args), lax.conv_general_dilated(*args)
     )
 
-  @parameterized.parameters('conv_general_dilated', 'conv_general_dilated_cls')
-  def test_drop_in_for_linen(self, field):
-    fn = conv.conv_general_dilated
-    fn = (lambda: conv.conv_general_dilated) if field.endswith('cls') else fn
-    own = nn.Conv(4, (3, 3), strides=2, **{field: fn})
-    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
-    params = own.init(jax.random.key(1), x)
-    plain = nn.Conv(4, (3, 3), strides=2)
+  def test_drop_in_for_linen(self):
+    own = nn.Conv(4, (3, 3), conv_general_dilated=conv.conv_general_dilated)
+    plain = nn.Conv(4, (3, 3))
+    x, kernel, *_ = arrays((2, 5, 5, 3), (3, 3, 3, 4), np.float32)
+    params = {'params': {'kernel': kernel, 'bias': jnp.ones(4)}}
 
     def grads(layer):
-      return jax.grad(lambda p, x: jnp.sum(layer.apply(p, x) ** 2), (0, 1))(
-        params, x
-      )
+      fn = jax.grad(lambda p, x: jnp.sum(layer.apply(p, x) ** 2), (0, 1))
+      return jax.jit(fn)(params, x)
 
     assert_trees_close(grads(own), grads(plain), rtol=1e-5)
 
@@ -218,11 +214,12 @@ class ForwardModeTest(parameterized.TestCase):
     def loss(x, k):
       return jnp.sum(jnp.sin(self.own(x, k)))
 
+    args = (self.x, self.k), (self.u, self.v)
     with models.forward_mode():
-      _, hvp = jax.jvp(
-        jax.grad(loss, (0, 1)), (self.x, self.k), (self.u, self.v)
+      hvp = jax.jit(lambda *args: jax.jvp(jax.grad(loss, (0, 1)), *args)[1])(
+        *args
       )
-    _, expected = derivatives(self.own)(self.x, self.k, self.u, self.v)
+    _, expected = jax.jit(derivatives(self.own))(*args[0], *args[1])
     assert_trees_close(hvp, expected, rtol=1e-4)
 
   def test_programs_jitted_outside_are_traced_anew(self):

@@ -110,6 +110,11 @@ class AsamPerturbationTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'grads, state, params'):
       tx.update(_params(), tx.init(_params()))
 
+  def test_plain_form_needs_no_weights(self):
+    tx = optim.asam_perturbation(1.0, adaptive=False)
+    updates, _ = tx.update({'w': jnp.array([3.0, 4.0])}, tx.init(None))
+    np.testing.assert_allclose(updates['w'], [-0.6, -0.8], rtol=1e-6)
+
 
 class SamTest(parameterized.TestCase):
   @parameterized.parameters(True, False)
