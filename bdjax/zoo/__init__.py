@@ -15,6 +15,7 @@ from bdjax.zoo import progress as progress
 from bdjax.zoo import query as query
 from bdjax.zoo import records as records
 from bdjax.zoo import store as store
+from bdjax.zoo import tables as tables
 from bdjax.zoo.artefacts import Artefact as Artefact
 from bdjax.zoo.artefacts import exists as exists
 from bdjax.zoo.artefacts import load_arrays as load_arrays

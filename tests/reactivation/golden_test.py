@@ -1,10 +1,10 @@
 """Three white-box steps on a real network, against torch's numbers.
 
 The fixture holds float64 runs of the official code on 16 triggered images and
-a fine-tuned model. Losses and gradients are compared in float64, where they
-agree to rounding: in float32 one activation of the third step falls on the
-other side of a ReLU's kink. The steps themselves run in float32. Errors are
-relative to the largest entry of each array.
+a fine-tuned model. All runs in float64, where the two agree to rounding: in
+float32 an activation of the third step may fall on the other side of a ReLU's
+kink, depending on the order of sums in a convolution. Errors are relative to
+the largest entry of each array.
 """
 
 import functools
@@ -47,21 +47,21 @@ def network():
   )
   classifier = models.make('preactresnet18', spec, width=8)
   path = REFERENCE / 'student_w8_state.npz'
-  return classifier, torch_layout.load_state(path, classifier)
+  state = torch_layout.load_state(path, classifier)
+  return classifier, jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), state)
 
 
-def images(dtype=jnp.float32):
-  return jnp.asarray(fixture()['images_u8'], dtype) / 255
+def images():
+  return jnp.asarray(fixture()['images_u8'], jnp.float64) / 255
 
 
 @functools.cache
 def losses_and_gradient():
-  """delta -> (gradient, (logits, the two terms)), in float64."""
+  """delta -> (gradient, (logits, the two terms))."""
   classifier, state = network()
-  state = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), state)
 
   def loss_fn(delta):
-    x = perturb.clip_unit(images(jnp.float64) + delta[None])
+    x = perturb.clip_unit(images() + delta[None])
     logits, _ = classifier.apply(state, x)
     terms = [
       jnp.mean(reactivation_loss(logits, TARGET, *weights))
@@ -91,7 +91,7 @@ def step(norm):
 
 
 class WhiteBoxGoldenTest(parameterized.TestCase):
-  def close(self, value, golden, tolerance=1e-5):
+  def close(self, value, golden, tolerance=1e-10):
     value, golden = np.float64(value), np.float64(golden)
     error = np.max(np.abs(value - golden)) / np.max(np.abs(golden))
     self.assertLess(error, tolerance)
@@ -106,17 +106,18 @@ class WhiteBoxGoldenTest(parameterized.TestCase):
       gradient, (logits, terms) = losses_and_gradient()(delta)
       rival = runner_up(logits, TARGET)
     self.assertEqual(gradient.dtype, np.float64)
-    self.close(logits, golden[f'logits_{k}'], 1e-10)
-    self.close(terms[0], golden[f'loss_ce_{k}'], 1e-10)
-    self.close(terms[1], golden[f'loss_bce2_{k}'], 1e-10)
-    self.close(gradient, golden[f'grad_{k}'], 1e-10)
+    self.close(logits, golden[f'logits_{k}'])
+    self.close(terms[0], golden[f'loss_ce_{k}'])
+    self.close(terms[1], golden[f'loss_bce2_{k}'])
+    self.close(gradient, golden[f'grad_{k}'])
     np.testing.assert_array_equal(rival, golden[f'runner_up_{k}'])
 
   @parameterized.parameters(*EPS)
   def test_three_steps_of_the_phase(self, norm):
     golden = fixture()
-    delta = jnp.float32(golden[f'{norm}/delta_0'])
-    for k in (1, 2, 3):
-      delta, metrics = step(norm)(delta)
-      self.close(delta, golden[f'{norm}/delta_{k}'])
-      self.close(metrics['loss'], golden[f'{norm}/loss_{k}'])
+    with jax.enable_x64(True):
+      delta = jnp.asarray(golden[f'{norm}/delta_0'])
+      for k in (1, 2, 3):
+        delta, metrics = step(norm)(delta)
+        self.close(delta, golden[f'{norm}/delta_{k}'])
+        self.close(metrics['loss'], golden[f'{norm}/loss_{k}'])

@@ -1,0 +1,174 @@
+"""From records to the table people read: one row per model, and a verdict.
+
+A row joins what was measured on a model in all stages. Rates stay fractions;
+only `to_markdown` and whoever prints them writes percent.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+# Field of a row, heading, and whether it is a rate shown in percent.
+COLUMNS = (
+  ('model', 'model', False),
+  ('c_acc', 'C-Acc', True),
+  ('asr', 'ASR', True),
+  ('r_acc', 'R-Acc', True),
+  ('der', 'DER', False),
+  ('bec', 'BEC', False),
+  ('reactivated_asr', 're-activated ASR', True),
+  ('control_clean_input_asr', 'control: clean input', True),
+  ('control_clean_model_asr', 'control: clean model', True),
+  ('seconds', 'seconds', False),
+)
+
+_MODEL_STAGES = ('clean', 'attack', 'defend')
+_MEASURED = {
+  'existence': ('bec', 'bec_raw', 'bec_per_layer'),
+  'reactivate': (
+    'reactivated_asr',
+    'control_clean_input_asr',
+    'control_clean_model_asr',
+    'eps',
+    'norm',
+  ),
+  'connect': ('barrier_clean', 'tau_star'),
+}
+ALIVE = 0.5  # attack success rate from which a backdoor counts as working
+_GAP = 0.25  # lead over the controls from which it is the backdoor that works
+
+
+def rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """One row per model.
+
+  Args:
+    records: from `records.read`.
+
+  Returns:
+    Rows in the order clean, attack, its defenses; each holds the model's own
+    record, the fields of the latest measurement of each kind whose first
+    parent it is, `model` (a name) and `seconds` (of its own stage). Several
+    seeds stay several rows, named by their seed.
+  """
+  records = [r for r in records if r.get('status') in (None, 'done')]
+  models = {
+    r['run_id']: dict(r) for r in records if r['stage'] in _MODEL_STAGES
+  }
+  for record in records:
+    parent = (record.get('parents') or [None])[0]
+    if record['stage'] in _MEASURED and parent in models:
+      fields = _MEASURED[record['stage']]
+      models[parent] |= {name: record[name] for name in fields}
+      models[parent][f'{record["stage"]}_run'] = record['run_id']
+  several = len({row['seed'] for row in models.values()}) > 1
+  for row in models.values():
+    row['model'] = _name(row, models, several)
+    row['seconds'] = _seconds(row)
+  return sorted(models.values(), key=lambda row: _order(row, models))
+
+
+def _name(row, models, several: bool) -> str:
+  """'badnets + ft_sam', with its seed where there are several."""
+  name = 'clean'
+  if row['stage'] != 'clean':
+    name = row['attack']
+    if row['label_mode'] not in (None, 'all2one'):
+      name += f' ({row["label_mode"]})'
+  if row['stage'] == 'defend':
+    name += f' + {row["defense"]}'
+  if several:
+    parent = models.get((row.get('parents') or [None])[0], {})
+    seeds = [parent['seed'], row['seed']] if parent else [row['seed']]
+    name += f' #{"/".join(map(str, dict.fromkeys(seeds)))}'
+  return name
+
+
+def _seconds(row) -> float | None:
+  spent = [row.get('compile_s'), row.get('run_s')]
+  known = [s for s in spent if s is not None]
+  return sum(known) if known else None
+
+
+def _order(row, models):
+  """Clean models first, then each attack followed by its defenses."""
+  parent = models.get((row.get('parents') or [None])[0], row)
+  family = (parent['attack'] or '', parent['seed'], parent['run_id'])
+  world = (row['dataset'], row['arch'])
+  stage = _MODEL_STAGES.index(row['stage'])
+  return (*world, stage > 0, *family, stage, row['model'])
+
+
+def verdict(row: Mapping[str, Any]) -> str | None:
+  """What the numbers of a defended model mean, in a sentence.
+
+  Args:
+    row: from `rows`.
+
+  Returns:
+    A sentence; None for models that are not defended.
+
+  The thresholds: ASR from 50 % counts as working, and re-activation as the
+  backdoor's own work where it leads both controls by 25 points.
+  """
+  if row['stage'] != 'defend' or row['asr'] is None:
+    return None
+  asr, again = row['asr'], row.get('reactivated_asr')
+  if asr >= ALIVE:
+    return f'not removed: the plain trigger still succeeds on {asr:.0%}.'
+  start = f'ASR fell to {asr:.0%}'
+  bec = row.get('bec')
+  rest = '' if bec is None else f' BEC {bec:.2f} of the backdoored model.'
+  if again is None:
+    return f'{start}; whether the backdoor is gone has not been tested.{rest}'
+  controls = [
+    row.get('control_clean_input_asr') or 0.0,
+    row.get('control_clean_model_asr') or 0.0,
+  ]
+  found = f'a perturbation on top of the trigger brings it to {again:.0%}'
+  if again < ALIVE:
+    return f'no living backdoor found: {start}, and {found} at most.{rest}'
+  if again - max(controls) < _GAP:
+    return (
+      f'undecided: {start} and {found}, but the same attack reaches '
+      f'{max(controls):.0%} where no backdoor can help.{rest}'
+    )
+  return (
+    f'dormant, not gone: {start}, but {found}, against {max(controls):.0%} '
+    f'where no backdoor can help.{rest}'
+  )
+
+
+def shown(row: Mapping[str, Any], name: str, is_rate: bool) -> str:
+  """One cell as text: percent with one decimal, 'n/a' where there is none."""
+  value = row.get(name)
+  if value is None:
+    return '–'
+  if isinstance(value, str):
+    return value
+  if is_rate:
+    return f'{100 * value:.1f}'
+  return f'{value:.1f}' if name == 'seconds' else f'{value:.2f}'
+
+
+def to_markdown(table: Sequence[Mapping[str, Any]]) -> str:
+  """The table as Markdown, rates in percent."""
+  heads = [f'{head} [%]' if rate else head for _, head, rate in COLUMNS]
+  lines = [
+    '| ' + ' | '.join(heads) + ' |',
+    '|---|' + '---:|' * (len(COLUMNS) - 1),
+  ]
+  for row in table:
+    cells = [shown(row, name, rate) for name, _, rate in COLUMNS]
+    lines.append('| ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines) + '\n'
+
+
+def to_csv(table: Sequence[Mapping[str, Any]]) -> str:
+  """The table as CSV with field names, rates as fractions, unrounded."""
+  buffer = io.StringIO()
+  names = [name for name, _, _ in COLUMNS] + ['seed', 'run_id']
+  writer = csv.DictWriter(buffer, names, extrasaction='ignore')
+  writer.writeheader()
+  writer.writerows(table)
+  return buffer.getvalue()

@@ -1,0 +1,107 @@
+"""Turns records into a table, a verdict per defense, and figures.
+
+python -m launch.report --workdir=DIR
+"""
+
+import pathlib
+
+import rich.table
+from absl import flags
+
+from bdjax import zoo
+from launch import cli, figures, show
+
+STAGE_OF_FIGURE = {
+  'images': 'Clean, triggered and perturbed images; Δ is the perturbation.',
+  'reactivation': 'ASR before and after the defense and after re-activation, '
+  'beside the backdoor existence coefficient.',
+  'paths': 'Along the straight path from the backdoored to the defended model.',
+}
+DATASET = flags.DEFINE_string(
+  'dataset', None, 'Only records of this data set; default: all.'
+)
+
+
+def main(config, context: cli.Context) -> list[dict]:
+  """Prints the table and writes report.md, table.csv and figures.
+
+  Args:
+    config: not used.
+    context: where the records are.
+
+  Returns:
+    The rows.
+  """
+  del config
+  records = zoo.records.read(context.records)
+  if DATASET.value:
+    records = [r for r in records if r['dataset'] == DATASET.value]
+    if not records:
+      raise ValueError(
+        f'{context.records} has no record of dataset {DATASET.value}.'
+      )
+  return write(context.workdir, records)
+
+
+def write(root: pathlib.Path, records: list[dict]) -> list[dict]:
+  """Makes the report of some records; see `main`."""
+  rows = zoo.tables.rows(records)
+  drawn = figures.draw(root, rows)
+  print_table(rows)
+  text = _markdown(rows, drawn)
+  (root / 'report.md').write_text(text, encoding='utf-8')
+  (root / 'table.csv').write_text(zoo.tables.to_csv(rows), encoding='utf-8')
+  show.done(f'\nreport: {root / "report.md"}, table.csv, {", ".join(drawn)}')
+  return rows
+
+
+def print_table(rows: list[dict]) -> None:
+  """Prints the table and the verdicts."""
+  table = rich.table.Table(title='Is the backdoor gone?  (rates in %)')
+  for name, head, _ in zoo.tables.COLUMNS:
+    table.add_column(head, justify='left' if name == 'model' else 'right')
+  for row in rows:
+    cells = [
+      zoo.tables.shown(row, n, rate) for n, _, rate in zoo.tables.COLUMNS
+    ]
+    table.add_row(*cells)
+  show.CONSOLE.print(table)
+  for name, sentence in _verdicts(rows):
+    show.CONSOLE.print(f'[bold]{name}[/bold]: {sentence}', highlight=False)
+
+
+def _verdicts(rows) -> list[tuple[str, str]]:
+  found = [(row['model'], zoo.tables.verdict(row)) for row in rows]
+  return [(name, sentence) for name, sentence in found if sentence]
+
+
+def _markdown(rows, drawn) -> str:
+  first = rows[0] if rows else {}
+  parts = [
+    '# Is the backdoor gone?\n',
+    f'{first.get("dataset")}, {first.get("arch")}, device '
+    f'{first.get("device_kind")}, jax {first.get("jax_version")}, code '
+    f'{first.get("code_version")}.\n',
+    zoo.tables.to_markdown(rows),
+    '\n'.join(f'- **{n}**: {s}' for n, s in _verdicts(rows)) + '\n',
+    _EXPLAINED,
+  ]
+  for path in drawn:
+    name = pathlib.Path(path).stem
+    parts.append(f'![{STAGE_OF_FIGURE[name]}]({path})\n')
+  return '\n'.join(parts)
+
+
+_EXPLAINED = """\
+C-Acc: clean accuracy. ASR: triggered images sent to the attacker's class.
+R-Acc: triggered images still given their true class. DER: 1 is a perfect
+defense, 0.5 no effect. BEC: 1 = the backdoor's representation is that of the
+backdoored model, 0 = that of a clean one; compare it only among rows of one
+table. Controls: the same attack where no backdoor can help; a re-activated
+ASR means something as far as it exceeds them. Seconds: the model's own stage,
+compilation included, divided among models that ran as one stack.
+"""
+
+
+if __name__ == '__main__':
+  cli.run(main)
