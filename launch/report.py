@@ -5,6 +5,7 @@ python -m launch.report --workdir=DIR
 
 import pathlib
 
+import rich.box
 import rich.table
 from absl import flags
 
@@ -57,9 +58,12 @@ def write(root: pathlib.Path, records: list[dict]) -> list[dict]:
 
 def print_table(rows: list[dict]) -> None:
   """Prints the table and the verdicts."""
-  table = rich.table.Table(title='Is the backdoor gone?  (rates in %)')
+  table = rich.table.Table(
+    title='Is the backdoor gone?  (rates in %)', box=rich.box.SIMPLE_HEAD
+  )
   for name, head, _ in zoo.tables.COLUMNS:
-    table.add_column(head, justify='left' if name == 'model' else 'right')
+    first = name == 'model'
+    table.add_column(head, justify='left' if first else 'right', no_wrap=first)
   for row in rows:
     cells = [
       zoo.tables.shown(row, n, rate) for n, _, rate in zoo.tables.COLUMNS

@@ -11,7 +11,10 @@ import rich.progress
 
 from bdjax import training
 
+# Wide enough for the report's table where output goes to a file or a pipe.
 CONSOLE = rich.console.Console()
+if not CONSOLE.is_terminal:
+  CONSOLE.width = 110
 
 
 class Timer:

@@ -40,9 +40,17 @@ def make(arch: str, spec: types.DataSpec, **options) -> types.Classifier:
       the nearest one that does.
 
   Example:
-    >>> model = models.make('tiny', data.spec('synthetic'))
+    >>> import jax
+    >>> from bdjax import models, types
+    >>> spec = types.DataSpec(
+    ...   name='toy', image_shape=(8, 8, 3), num_classes=4,
+    ...   mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
+    ... )
+    >>> model = models.make('tiny', spec)
     >>> state = model.init(jax.random.key(0))
-    >>> logits, _ = model.apply(state, images)
+    >>> logits, _ = model.apply(state, jax.numpy.ones((2, 8, 8, 3)))
+    >>> logits.shape
+    (2, 4)
   """
   factory = registry.get(REGISTRY, arch, 'architecture')
   known = [

@@ -19,7 +19,9 @@ Reverse mode, `vmap`, `jit` and `scan` need nothing special. Forward mode does:
 JAX lets a function have its own VJP or its own JVP but not both, therefore
 `jax.jvp`, `jax.linearize` and `jax.jacfwd` raise a TypeError unless they run
 under `forward_mode()`, which selects XLA's own convolution. Off CPU that one is
-used anyway, since cuDNN has gradients of its own.
+used anyway, since cuDNN has gradients of its own. Under `jax.shard_map` give
+`check_vma=False` where some arguments are replicated: a function with its own
+VJP cannot promote them.
 """
 
 import functools
@@ -44,8 +46,16 @@ def forward_mode() -> AbstractContextManager:
   on CPU. Functions jitted outside are traced anew inside.
 
   Example:
-    >>> with models.forward_mode():
-    ...   _, tangent = jax.jvp(loss_fn, (params,), (direction,))
+    >>> import jax.numpy as jnp
+    >>> from bdjax.models import conv
+    >>> x, kernel = jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1))
+    >>> fn = lambda x: conv.conv_general_dilated(
+    ...   x, kernel, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    ... )
+    >>> with conv.forward_mode():
+    ...   _, tangent = jax.jvp(fn, (x,), (x,))
+    >>> float(tangent.sum())
+    9.0
   """
   return _ROUTE('plain')
 

@@ -32,11 +32,6 @@ def preactresnet18(
 
   Returns:
     The classifier; `info.conv_taps` are the 16 convolutions of the stages.
-
-  Example:
-    >>> model = models.make('preactresnet18', data.spec('cifar10'))
-    >>> state = model.init(jax.random.key(0))
-    >>> logits, _ = model.apply(state, images)
   """
   checks.positive(width=width)
   return classifier.from_linen(

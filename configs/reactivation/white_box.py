@@ -13,9 +13,11 @@ from ml_collections import config_dict
 from bdjax import reactivation
 from configs import common
 
+# Ours: a tenth of the steps at ten times the rate, converged on both.
+_DIGITS = {'pool_size': 320, 'batch_size': 64, 'outer_epochs': 3, 'lr': 0.5}
 _SMALL = {
-  'digits16': {'pool_size': 500, 'outer_epochs': 30},
-  'digits32': {'pool_size': 500, 'outer_epochs': 30},
+  'digits16': _DIGITS,
+  'digits32': _DIGITS,
   'synthetic': {'pool_size': 128, 'batch_size': 64, 'outer_epochs': 20},
 }
 
