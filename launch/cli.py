@@ -101,7 +101,7 @@ def run(
     start(CACHE.value)
     config = flags.FLAGS.config if default_config else config_dict.ConfigDict()
     if default_config:
-      print(f'config: {flags.FLAGS["config"].config_filename}\n{config}')
+      print(f'config:\n{config}')
     context = Context(
       pathlib.Path(WORKDIR.value).expanduser(), DATA_DIR.value, FORCE.value
     )

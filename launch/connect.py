@@ -5,15 +5,13 @@ python -m launch.connect \
   --parents='defended/digits16/*'
 """
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from bdjax import connectivity, eval, keys, sweep, tree, zoo
-from launch import cli, lineage, show, world
+from bdjax import connectivity, eval, keys, sweep, tree
+from launch import cli, lineage, measure, world
 
 
 def main(config, context: cli.Context, parents: str | None = None) -> list:
@@ -27,58 +25,23 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
   Returns:
     The artefacts.
   """
+  names = ('num_points', 'bn_batches', 'bn_batch_size')
+  settings = {name: config[name] for name in names}
   made = []
   for family in lineage.families(
     config, context, parents or flags.FLAGS.parents
   ):
-    made += _walk(config, context, family)
-  return made
-
-
-def _walk(config, context, family) -> list:
-  """All paths of one family, as a stack."""
-  names = ('num_points', 'bn_batches', 'bn_batch_size')
-  settings = {name: config[name] for name in names}
-  victim_id = family.victim.artefact.card.run_id
-  roles = {
-    c.artefact.card.run_id: (c.artefact.card.run_id, victim_id)
-    for c in family.children
-  }
-  run_ids = {
-    name: zoo.run_id(
+    for child in family.children:
+      _require_plain(child, family)
+    made += measure.run(
       'connect',
-      config.name,
-      1,
+      config,
+      context,
       settings,
-      family.here.dataset_id,
-      config.seed,
-      parents,
+      family,
+      lambda children, family=family: _paths(config, family, children),
     )
-    for name, parents in roles.items()
-  }
-  known = {n: world.finished(context, i) for n, i in run_ids.items()}
-  todo = [c for c in family.children if known[c.artefact.card.run_id] is None]
-  for child in family.children:
-    _require_plain(child, family)
-    if child not in todo:
-      show.done(f'path to {child.artefact.name}: finished before')
-  if todo:
-    began = time.monotonic()
-    paths = _paths(config, family, todo)
-    seconds = (time.monotonic() - began) / len(todo)
-    for child, path in zip(todo, paths, strict=True):
-      name = child.artefact.card.run_id
-      known[name] = _store(
-        config,
-        context,
-        settings,
-        child,
-        run_ids[name],
-        roles[name],
-        path,
-        seconds,
-      )
-  return list(known.values())
+  return made
 
 
 def _require_plain(child, family) -> None:
@@ -92,7 +55,7 @@ def _require_plain(child, family) -> None:
 
 
 def _paths(config, family, children) -> list:
-  """Curves of each child: {'t', 'naive': {...}, 'recalibrated': {...}}."""
+  """One finding per child, their paths walked as a stack."""
   here, victim = family.here, family.victim
   test = here.dataset.test
   _, triggered, _, targets, _ = lineage.triggered_test(family)
@@ -135,7 +98,11 @@ def _paths(config, family, children) -> list:
     jnp.asarray(targets),
     exec=cli.execution(config),
   )
-  return [_rates(path) for path in tree.unstack(jax.device_get(found))]
+  paths = tree.unstack(jax.device_get(found))
+  return [
+    _finding(child, _rates(path))
+    for child, path in zip(children, paths, strict=True)
+  ]
 
 
 def _calibration(config, here) -> jax.Array:
@@ -154,8 +121,8 @@ def _calibration(config, here) -> jax.Array:
 
 
 def _rates(path) -> dict:
-  """Counts along the path as rates."""
-  curves = {'t': np.asarray(path['t'], np.float64)}
+  """Curves {'t', 'naive': {...}, 'recalibrated': {...}} from counts."""
+  curves: dict = {'t': np.asarray(path['t'], np.float64)}
   for treatment in ('naive', 'recalibrated'):
     rates = eval.rates(path[treatment]['counts'])
     curves[treatment] = {
@@ -168,46 +135,26 @@ def _rates(path) -> dict:
   return curves
 
 
-def _store(config, context, settings, child, run_id, parents, path, seconds):
-  """Stores one path."""
-  defended = child.artefact.card
+def _finding(child, path) -> measure.Finding:
+  """What the recalibrated path says, and all its curves."""
   best = path['recalibrated']
   summary = connectivity.summarize(path['t'], best['c_acc'], best['asr'])
-  card = lineage.card(
-    'connect', config.name, run_id, config, settings, defended, parents, summary
-  )
-  fields = {k: summary[k] for k in ('barrier_clean', 'tau_star')}
-  artefact = world.finish(
-    context,
-    card,
-    arrays={
-      't': path['t'],
-      **{
-        f'{treatment}/{name}': values
-        for treatment in ('naive', 'recalibrated')
-        for name, values in path[treatment].items()
-      },
-    },
-    config=config.to_dict(),
-    metrics=summary,
-    record=world.record(
-      card,
-      **fields,
-      **world.attack_facts(defended),
-      defense=defended.method,
-      asr=defended.metrics['asr'],
-      c_acc=defended.metrics['c_acc'],
-      bn_reestimated=True,
-      run_s=seconds,
-    ),
-  )
+  record = {name: summary[name] for name in ('barrier_clean', 'tau_star')}
+  curves = {
+    f'{treatment}/{name}': values
+    for treatment in ('naive', 'recalibrated')
+    for name, values in path[treatment].items()
+  }
   star = summary['tau_star']
-  show.done(
-    f'path to {defended.method} {defended.name}: barrier '
+  card = child.artefact.card
+  line = (
+    f'path to {card.method} {card.name}: barrier '
     f'{summary["barrier_clean"]:.4f}, ASR ≥ 0.5 up to t = '
     f'{"nowhere" if star is None else f"{star:.2f}"}'
   )
-  return artefact
+  return measure.Finding(
+    record | {'bn_reestimated': True}, line, summary, {'t': path['t'], **curves}
+  )
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ python -m launch.defend --config=configs/defenses/ft_sam.py:dataset=digits16 \
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -119,137 +120,142 @@ def _defend(config, context, make, hp, settings, parents, run_ids) -> list:
     sampler=config.sampler,
   )
   defense = make(here.classifier, hp)
-  stacked = len(victims) > 1
-  carry = types.Carry(
-    model=tree.stack([v.model for v in victims], run_ids)
-    if stacked
-    else victims[0].model,
-    extra={},
-  )
-  exec = cli.execution(config)
+  models = [victim.model for victim in victims]
+  stacked = len(models) > 1
+  lift = functools.partial(sweep.lift, exec=cli.execution(config))
+  progress = zoo.Progress(context.workdir, zoo.digest.digest(run_ids))
   title = f'{config.name} · {len(victims)} model' + 's' * stacked
   with show.bar(title) as (on_chunk, timer):
     carry, curves = training.run_phases(
       defense.phases,
-      carry,
+      types.Carry(
+        model=tree.stack(models, run_ids) if stacked else models[0], extra={}
+      ),
       {'clean': training.make_feed(train.images, train.labels, reserved)},
       key,
       augment=here.augment,
-      lift=functools.partial(sweep.lift, exec=exec) if stacked else None,
+      lift=lift if stacked else None,
       names=run_ids,
       on_chunk=on_chunk,
-      snapshots=zoo.Progress(context.workdir, zoo.digest.digest(run_ids)),
+      snapshots=progress,
     )
-  carries = tree.unstack(carry) if stacked else [carry]
   finite = training.finite_members(curves, stacked)
+  shared = {
+    'clean_ratio': config.clean_ratio,
+    'num_clean': len(reserved),
+    'reserve_id': zoo.digest.digest(reserved),
+    'exec_mode': config.exec.mode,
+    'pack_size': len(victims),
+    **_cost(defense, curves, timer, len(victims)),
+  }
+  lane = _Lane(config, context, here, defense, settings, reserved, shared)
   made = []
-  for i, victim in enumerate(victims):
-    member = jax.tree.map(lambda x, i=i: x[i] if stacked else x, curves)
-    result = _Result(
-      carries[i], member, bool(finite[i]), timer, len(victims), reserved
-    )
-    made.append(
-      _store(
-        config, context, here, defense, settings, victim, run_ids[i], result
-      )
-    )
-  zoo.Progress(context.workdir, zoo.digest.digest(run_ids)).clear()
+  for i, (victim, run_id) in enumerate(zip(victims, run_ids, strict=True)):
+    take = lambda x, i=i: x[i] if stacked else x
+    mine, my_curves = jax.tree.map(take, (carry, curves))
+    made.append(lane.store(victim, run_id, mine, my_curves, bool(finite[i])))
+  progress.clear()
   return made
 
 
-class _Result:
-  """What came out of one lane of the stack."""
-
-  def __init__(self, carry, curves, finite, timer, lanes, reserved):
-    self.carry, self.curves, self.finite = carry, curves, finite
-    self.timer, self.lanes, self.reserved = timer, lanes, reserved
-
-
-def _store(config, context, here, defense, settings, victim, run_id, result):
-  """Evaluates and stores one defended model."""
-  card, carry = victim.artefact.card, result.carry
-  classifier = defense.deploy(here.classifier, carry.extra)
-  rates = world.rates(here, carry.model, victim, classifier=classifier)
-  before = card.metrics
-  ratings = {
-    'der': eval.der(
-      before['asr'], rates['asr'], before['c_acc'], rates['c_acc']
-    ),
-    'rir': eval.rir(
-      before['r_acc'], rates['r_acc'], before['c_acc'], rates['c_acc']
-    ),
-    'base_c_acc': before['c_acc'],
-    'base_asr': before['asr'],
-    'base_r_acc': before['r_acc'],
+def _cost(defense, curves, timer, lanes: int) -> dict:
+  """Steps, and seconds divided among the lanes of a stack."""
+  done = {
+    phase.name: next(iter(curves[phase.name].values())).shape[-1]
+    for phase in defense.phases
+    if phase.name in curves
   }
-  reserve = {
-    'clean_ratio': config.clean_ratio,
-    'num_clean': len(result.reserved),
-    'reserve_id': zoo.digest.digest(result.reserved),
-  }
-  steps = sum(len(next(iter(c.values()))) for c in result.curves.values())
   examples = sum(
-    len(next(iter(result.curves[p.name].values()))) * p.batch_size
-    for p in defense.phases
-    if p.name in result.curves
+    done.get(phase.name, 0) * phase.batch_size for phase in defense.phases
   )
-  own = zoo.Card(
-    run_id=run_id,
-    stage='defend',
-    method=config.name,
-    dataset=card.dataset,
-    dataset_id=card.dataset_id,
-    arch=card.arch,
-    arch_options=card.arch_options,
-    num_classes=card.num_classes,
-    seed=config.seed,
-    parents=(card.run_id,),
-    config_digest=zoo.digest.digest(settings),
-    hparams=settings,
-    attack=card.attack,
-    data=card.data
-    | {'reserved': np.asarray(result.reserved), 'reserved_from': 'train'},
-    versions=zoo.environment.versions(),
-    metrics=rates,
-    time_utc=zoo.environment.time_utc(),
-  )
-  state = {'model': carry.model}
-  if jax.tree.leaves(carry.extra):
-    state['extra'] = carry.extra
-  spent = clean_training.cost(result.timer, examples * result.lanes)
-  spent['run_s'] /= result.lanes
-  spent['compile_s'] /= result.lanes
-  artefact = world.finish(
-    context,
-    own,
-    state=state,
-    arrays={
-      f'curves/{phase}/{name}': values
-      for phase, curves in result.curves.items()
-      for name, values in curves.items()
-    },
-    config=config.to_dict(),
-    metrics=rates | ratings,
-    record=world.record(
-      own,
-      **rates | {'finite': result.finite and rates['finite']},
-      **ratings,
-      **reserve,
-      **world.attack_facts(card),
-      **spent,
-      defense=config.name,
-      defense_stage='post_training',
-      steps=steps,
-      exec_mode=config.exec.mode,
-      pack_size=result.lanes,
-    ),
-  )
-  show.done(
-    f'{config.name} of {card.method} {artefact.name}: '
-    f'C-Acc {rates["c_acc"]:.4f}, ASR {before["asr"]:.4f} → '
-    f'{rates["asr"]:.4f}, DER {ratings["der"]:.4f}'
-  )
-  return artefact
+  spent = clean_training.cost(timer, examples * lanes)
+  for name in ('run_s', 'compile_s'):
+    spent[name] /= lanes
+  return spent | {'steps': sum(done.values())}
+
+
+class _Lane(NamedTuple):
+  """What is the same for all models of a stack when they are stored."""
+
+  config: Any
+  context: cli.Context
+  here: world.World
+  defense: types.Defense
+  settings: dict
+  reserved: np.ndarray
+  shared: dict
+
+  def store(self, victim, run_id, carry, curves, finite) -> zoo.Artefact:
+    """Evaluates and stores one defended model."""
+    parent = victim.artefact.card
+    classifier = self.defense.deploy(self.here.classifier, carry.extra)
+    rates = world.rates(self.here, carry.model, victim, classifier=classifier)
+    ratings = _ratings(parent.metrics, rates)
+    rates = rates | {'finite': finite and rates['finite']}
+    card = self.card(run_id, parent, rates)
+    state = {'model': carry.model}
+    if jax.tree.leaves(carry.extra):
+      state['extra'] = carry.extra
+    artefact = world.finish(
+      self.context,
+      card,
+      state=state,
+      arrays={
+        f'curves/{phase}/{name}': values
+        for phase, of_phase in curves.items()
+        for name, values in of_phase.items()
+      },
+      config=self.config.to_dict(),
+      metrics=rates | ratings,
+      record=world.record(
+        card,
+        **rates,
+        **ratings,
+        **self.shared,
+        **world.attack_facts(parent),
+        defense=self.config.name,
+        defense_stage='post_training',
+      ),
+    )
+    show.done(
+      f'{self.config.name} of {parent.method} {artefact.name}: '
+      f'C-Acc {rates["c_acc"]:.4f}, ASR {parent.metrics["asr"]:.4f} → '
+      f'{rates["asr"]:.4f}, DER {ratings["der"]:.4f}'
+    )
+    return artefact
+
+  def card(self, run_id, parent: zoo.Card, rates) -> zoo.Card:
+    """The card of one defended model."""
+    reserve = {'reserved': self.reserved, 'reserved_from': 'train'}
+    return zoo.Card(
+      run_id=run_id,
+      stage='defend',
+      method=self.config.name,
+      dataset=parent.dataset,
+      dataset_id=parent.dataset_id,
+      arch=parent.arch,
+      arch_options=parent.arch_options,
+      num_classes=parent.num_classes,
+      seed=self.config.seed,
+      parents=(parent.run_id,),
+      config_digest=zoo.digest.digest(self.settings),
+      hparams=self.settings,
+      attack=parent.attack,
+      data=parent.data | reserve,
+      versions=zoo.environment.versions(),
+      metrics=rates,
+      time_utc=zoo.environment.time_utc(),
+    )
+
+
+def _ratings(before, after) -> dict:
+  """DER and RIR against the attacked model, and its rates."""
+  accuracy = before['c_acc'], after['c_acc']
+  return {
+    'der': eval.der(before['asr'], after['asr'], *accuracy),
+    'rir': eval.rir(before['r_acc'], after['r_acc'], *accuracy),
+    **{f'base_{k}': before[k] for k in ('c_acc', 'asr', 'r_acc')},
+  }
 
 
 if __name__ == '__main__':

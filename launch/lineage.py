@@ -149,35 +149,3 @@ def triggered_test(family: Family):
   )
   stamped = np.rint(np.asarray(stamped) * 255).astype(np.uint8)
   return clean, stamped, labels[index], target[index], index
-
-
-def card(
-  stage: str,
-  method: str,
-  run_id: str,
-  config,
-  settings,
-  parent: zoo.Card,
-  parents: tuple[str, ...],
-  metrics,
-) -> zoo.Card:
-  """The card of a measurement on a defended model."""
-  return zoo.Card(
-    run_id=run_id,
-    stage=stage,
-    method=method,
-    dataset=parent.dataset,
-    dataset_id=parent.dataset_id,
-    arch=parent.arch,
-    arch_options=parent.arch_options,
-    num_classes=parent.num_classes,
-    seed=config.seed,
-    parents=parents,
-    config_digest=zoo.digest.digest(settings),
-    hparams=settings,
-    attack=parent.attack,
-    data={k: v for k, v in parent.data.items() if k != 'reserved'},
-    versions=zoo.environment.versions(),
-    metrics=metrics,
-    time_utc=zoo.environment.time_utc(),
-  )

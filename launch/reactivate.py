@@ -23,9 +23,8 @@ from bdjax import (
   training,
   tree,
   types,
-  zoo,
 )
-from launch import cli, lineage, show, world
+from launch import cli, lineage, measure, show, world
 
 _SHOWN = 3  # example images an artefact keeps for figures
 
@@ -41,12 +40,26 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
   Returns:
     The artefacts.
   """
+  entry = registry.get(reactivation.REGISTRY, config.name, 'reactivation')
+  hp = registry.make_hparams(entry.hparams, config.method)
+  settings = {'method': hp, 'grid': config.grid}
   made = []
   for family in lineage.families(
     config, context, parents or flags.FLAGS.parents
   ):
-    clean = lineage.clean_model(context, family.here, 'launch.reactivate')
-    made += _Attack(config, context, family, *clean).run()
+    clean, model = lineage.clean_model(
+      context, family.here, 'launch.reactivate'
+    )
+    attack = _Attack(config, entry.make, hp, family, model)
+    made += measure.run(
+      'reactivate',
+      config,
+      context,
+      settings,
+      family,
+      attack.run,
+      others=(clean,),
+    )
   return made
 
 
@@ -62,57 +75,20 @@ class _Cell(NamedTuple):
 class _Attack:
   """One re-activation method on one family."""
 
-  def __init__(self, config, context, family, clean, clean_state):
-    self.config, self.context, self.family = config, context, family
-    self.clean, self.clean_state = clean, clean_state
-    entry = registry.get(reactivation.REGISTRY, config.name, 'reactivation')
-    self.make = entry.make
-    self.hp = registry.make_hparams(entry.hparams, config.method)
-    self.settings = {'method': self.hp}
-    self.key = keys.root(config.seed)
-    self.exec = cli.execution(config)
+  def __init__(self, config, make, hp, family, clean_model):
+    self.grid, self.exec = config.grid, cli.execution(config)
+    self.title, self.key = config.name, keys.root(config.seed)
+    self.make, self.hp = make, hp
+    self.family, self.clean_model = family, clean_model
 
-  def run(self) -> list:
-    """Runs what is missing."""
-    known = {}
-    for child in self.family.children:
-      known[child.artefact.card.run_id] = world.finished(
-        self.context, self.run_id(child)
-      )
-    todo = [
-      c for c in self.family.children if known[c.artefact.card.run_id] is None
+  def run(self, children) -> list[measure.Finding]:
+    """One finding per child."""
+    with show.bar(f'{self.title} · {len(children)} models') as (on_chunk, _):
+      results = self.attack(children, on_chunk)
+    return [
+      self.finding(child, result)
+      for child, result in zip(children, results, strict=True)
     ]
-    for child in self.family.children:
-      if child not in todo:
-        show.done(f're-activation of {child.artefact.name}: finished before')
-    if todo:
-      with show.bar(f'{self.config.name} · {len(todo)} models') as bar:
-        results = self.attack(todo, bar[0])
-      for child, result in zip(todo, results, strict=True):
-        known[child.artefact.card.run_id] = self.store(
-          child, result, bar[1], len(todo)
-        )
-    return list(known.values())
-
-  def parents(self, child) -> tuple[str, ...]:
-    """Defended, attacked and clean model."""
-    return (
-      child.artefact.card.run_id,
-      self.family.victim.artefact.card.run_id,
-      self.clean.card.run_id,
-    )
-
-  def run_id(self, child) -> str:
-    """The name of this attack on one child."""
-    return zoo.run_id(
-      'reactivate',
-      self.config.name,
-      1,
-      self.settings | {'grid': self.config.grid},
-      self.family.here.dataset_id,
-      self.config.seed,
-      self.parents(child),
-    )
 
   def attack(self, children, on_chunk) -> list[dict]:
     """All settings on all children.
@@ -121,9 +97,9 @@ class _Attack:
     own; controls on the clean and the attacked model run once per family.
     """
     grid = reactivation.controls.GRID
-    settings = grid if self.config.grid else reactivation.controls.REQUIRED
+    settings = grid if self.grid else reactivation.controls.REQUIRED
     network = self.family.here.classifier
-    once = {'clean': self.clean_state, 'attacked': self.family.victim.model}
+    once = {'clean': self.clean_model, 'attacked': self.family.victim.model}
     cells = [
       _Cell(setting, child.classifier, child.model, (i,))
       for setting in settings
@@ -220,58 +196,30 @@ class _Attack:
         found[i] = eval.rates(member)
     return found
 
-  def store(self, child, result, timer, lanes):
-    """Stores the attack on one child."""
-    defended = child.artefact.card
-    delta = result.pop('delta')
-    curves = result.pop('curves')
-    r_acc = result.pop('r_acc')
-    card = lineage.card(
-      'reactivate',
-      self.config.name,
-      self.run_id(child),
-      self.config,
-      self.settings,
-      defended,
-      self.parents(child),
-      result,
+  def finding(self, child, result) -> measure.Finding:
+    """One child's record, arrays and perturbation."""
+    card = child.artefact.card
+    delta, curves = result.pop('delta'), result.pop('curves')
+    named = {s.field: result[s.field] for s in reactivation.controls.REQUIRED}
+    record = {
+      **named,
+      'r_acc': result['r_acc'],
+      'eps': float(self.hp.eps),
+      'norm': self.hp.norm,
+      'reactivation_budget': _budget(self.hp),
+    }
+    line = (
+      f'{card.method} {card.name}: ASR {card.metrics["asr"]:.4f} → '
+      f'{named["reactivated_asr"]:.4f} re-activated; controls: clean input '
+      f'{named["control_clean_input_asr"]:.4f}, clean model '
+      f'{named["control_clean_model_asr"]:.4f}'
     )
-    named = ('reactivated_asr', 'control_clean_input_asr')
-    named += ('control_clean_model_asr',)
-    artefact = world.finish(
-      self.context,
-      card,
-      state={'trigger': delta},
-      arrays=self.examples(delta)
-      | {
-        f'curves/{phase}/{name}': values
-        for phase, values_of in curves.items()
-        for name, values in values_of.items()
-      },
-      config=self.config.to_dict(),
-      metrics=result | {'r_acc': r_acc},
-      record=world.record(
-        card,
-        **{name: result[name] for name in named},
-        **world.attack_facts(defended),
-        defense=defended.method,
-        asr=defended.metrics['asr'],
-        c_acc=defended.metrics['c_acc'],
-        r_acc=r_acc,
-        eps=float(self.hp.eps),
-        norm=self.hp.norm,
-        reactivation_budget=_budget(self.hp),
-        run_s=timer.run_s / lanes,
-        compile_s=timer.compile_s / lanes,
-      ),
-    )
-    show.done(
-      f'{defended.method} {defended.name}: ASR {defended.metrics["asr"]:.4f} → '
-      f'{result["reactivated_asr"]:.4f} re-activated; controls: clean input '
-      f'{result["control_clean_input_asr"]:.4f}, clean model '
-      f'{result["control_clean_model_asr"]:.4f}'
-    )
-    return artefact
+    arrays = self.examples(delta) | {
+      f'curves/{phase}/{name}': values
+      for phase, of_phase in curves.items()
+      for name, values in of_phase.items()
+    }
+    return measure.Finding(record, line, result, arrays, {'trigger': delta})
 
   def examples(self, delta) -> dict[str, np.ndarray]:
     """A few test images: clean, triggered, triggered and perturbed."""

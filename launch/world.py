@@ -115,13 +115,13 @@ class Victim(NamedTuple):
   """An attacked model's attack, rebuilt.
 
   Attributes:
-    artefact: the attacked artefact.
+    artefact: the attacked artefact, None before it is written.
     attack: the attack's functions.
     state: its state after training.
     model: the backdoored model.
   """
 
-  artefact: zoo.Artefact
+  artefact: zoo.Artefact | None
   attack: types.Attack
   state: types.AttackState
   model: types.ModelState

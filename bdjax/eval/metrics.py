@@ -27,7 +27,7 @@ def _positive_part(x):
   return (abs(x) + x) / 2
 
 
-def der(asr_before, asr_after, c_acc_before, c_acc_after):
+def der(asr_before, asr_after, c_acc_before, c_acc_after) -> Any:
   """Defense effectiveness rating; 1 = perfect, 0.5 = no effect.
 
   DER = (max(0, asr_before − asr_after)
@@ -60,7 +60,7 @@ def der(asr_before, asr_after, c_acc_before, c_acc_after):
   return (gain - cost + 1) / 2
 
 
-def rir(r_acc_before, r_acc_after, c_acc_before, c_acc_after):
+def rir(r_acc_before, r_acc_after, c_acc_before, c_acc_after) -> Any:
   """Robust improvement rating; 0.5 = no effect.
 
   RIR = (max(0, r_acc_after − r_acc_before)

@@ -22,13 +22,13 @@ def finite_members(metrics: types.Metrics, stacked: bool) -> np.ndarray:
   Returns:
     bool [m], or [1] for a single model.
   """
-  finite = None
-  for value in _leaves(metrics):
-    value = np.asarray(value)
-    rows = value.reshape(value.shape[0] if stacked else 1, -1)
-    good = np.isfinite(rows).all(axis=1)
-    finite = good if finite is None else finite & good
-  return np.ones(1, bool) if finite is None else finite
+  rows = [
+    np.asarray(value).reshape(np.shape(value)[0] if stacked else 1, -1)
+    for value in _leaves(metrics)
+  ]
+  if not rows:
+    return np.ones(1, bool)
+  return np.all([np.isfinite(row).all(axis=1) for row in rows], axis=0)
 
 
 def _leaves(metrics):

@@ -16,6 +16,7 @@ import numpy as np
 from bdjax import checks, keys, types
 from bdjax.training import feed as feeding
 from bdjax.training import finite
+from bdjax.training import plan as planning
 
 
 class ChunkReport(NamedTuple):
@@ -47,66 +48,6 @@ class Snapshots(Protocol):
 
   def load(self, abstract: types.PyTree) -> types.PyTree:
     """The last intact snapshot."""
-
-
-class _Plan(NamedTuple):
-  """Static lengths of one phase."""
-
-  num_steps: int
-  num_epochs: int
-  per_epoch: int
-  size: int
-  n: int
-
-
-def _plan(phase: types.Phase, feed: feeding.Feed | None) -> _Plan:
-  """Turns a phase's length into steps; raises on contradictory lengths.
-
-  All models of a stack read equally many rows, the last axis of `index`.
-  """
-  if phase.num_steps and phase.num_epochs:
-    raise ValueError(
-      f"Phase '{phase.name}' has num_steps={phase.num_steps} and num_epochs="
-      f'{phase.num_epochs}; give one of them.'
-    )
-  if feed is None:
-    steps = phase.num_steps
-    return _Plan(steps, 1, max(steps, 1), 0, 0)
-  n = int(feed.index.shape[-1])
-  per_epoch = feeding.steps_per_epoch(phase, n)
-  steps = phase.num_steps or phase.num_epochs * per_epoch
-  num_epochs = -(-steps // per_epoch)
-  size = feeding.batch_size(phase, n)
-  return _Plan(steps, num_epochs, per_epoch, size, n)
-
-
-def _feed_of(phase: types.Phase, feeds: Mapping[str, feeding.Feed]):
-  """The feed a phase reads, None where it reads nothing."""
-  if phase.reads == 'none':
-    return None
-  if phase.reads not in feeds:
-    raise ValueError(
-      f"Phase '{phase.name}' reads '{phase.reads}', but the feeds are "
-      f"{sorted(feeds)}; pass feeds={{'{phase.reads}': training.make_feed(…)}}."
-    )
-  if phase.batch_size < 1:
-    raise ValueError(
-      f"Phase '{phase.name}' reads data with batch_size={phase.batch_size}; "
-      'it must be at least 1.'
-    )
-  return feeds[phase.reads]
-
-
-def _chunk_length(num_steps: int, wanted: int | None) -> int:
-  """A length near `wanted` that divides `num_steps` where one exists.
-
-  Chunks of one length share one compiled program.
-  """
-  if wanted is None or wanted >= num_steps:
-    return num_steps
-  near = range(max(1, wanted // 2), min(2 * wanted, num_steps) + 1)
-  divisors = [d for d in near if num_steps % d == 0]
-  return min(divisors, key=lambda d: abs(d - wanted), default=wanted)
 
 
 def _phase_keys(key: jax.Array, i: int) -> dict[str, jax.Array]:
@@ -152,7 +93,8 @@ class _Run(NamedTuple):
     inner = (lift or self.lift or jax.jit)(unpacked)
 
     def call(member, feed=None, *rest):
-      own, shared = {'member': member}, {'rest': rest}
+      own: dict[str, Any] = {'member': member}
+      shared: dict[str, Any] = {'rest': rest}
       (own if self.key.ndim else shared)['keys'] = phase_keys
       (own if self.own_feeds and feed is not None else shared)['feed'] = feed
       return inner(own, shared)
@@ -296,7 +238,9 @@ def run_phases(
   for i, phase in enumerate(phases):
     if i < at.phase:
       continue
-    state, history = _run_phase(run, i, phase, _feed_of(phase, feeds), at)
+    state, history = _run_phase(
+      run, i, phase, planning.feed_of(phase, feeds), at
+    )
     carry = run.lifted(i, _finish(phase))(state)
     at = _Position(i + 1, 0, carry, None, history)
     if i + 1 < len(phases):
@@ -306,12 +250,12 @@ def run_phases(
 
 def _run_phase(run, i, phase, feed, at):
   """All remaining steps of one phase; returns its state and the history."""
-  plan = _plan(phase, feed)
+  plan = planning.plan(phase, feed)
   state, step, history = at.state, at.step, at.history
   if state is None:
     state = run.lifted(i, _init(phase))(at.carry)
   listened = run.on_chunk is not None or run.snapshots is not None
-  length = _chunk_length(
+  length = planning.chunk_length(
     plan.num_steps, run.chunk or (plan.per_epoch if listened else None)
   )
   programs, saved = {}, time.monotonic()
@@ -385,8 +329,8 @@ def _abstract(run, phases, carry, feeds, at_phase, at_step):
   for i, phase in enumerate(phases[: at_phase + 1]):
     if i == at_phase and at_step == 0:
       break
-    feed = _feed_of(phase, feeds)
-    plan = _plan(phase, feed)
+    feed = planning.feed_of(phase, feeds)
+    plan = planning.plan(phase, feed)
     state = run.abstract(i, _init(phase), carry)
     length = at_step if i == at_phase else plan.num_steps
     if length:

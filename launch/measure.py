@@ -1,0 +1,126 @@
+"""What the instruments share: skip what is done, measure the rest, store it."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from bdjax import zoo
+from launch import cli, lineage, show, world
+
+
+class Finding(NamedTuple):
+  """What an instrument found out about one defended model.
+
+  Attributes:
+    record: fields of the record.
+    line: what to tell the user.
+    metrics: what goes into metrics.json beside the record.
+    arrays: arrays to keep.
+    state: trees to keep, for stages that make something.
+  """
+
+  record: dict[str, Any]
+  line: str
+  metrics: dict[str, Any]
+  arrays: dict[str, Any]
+  state: dict[str, Any] | None = None
+
+
+def run(
+  stage: str,
+  config: Any,
+  context: cli.Context,
+  settings: dict[str, Any],
+  family: lineage.Family,
+  compute: Callable[[list[lineage.Child]], Sequence[Finding]],
+  *,
+  others: tuple[zoo.Artefact, ...] = (),
+) -> list[zoo.Artefact]:
+  """Measures those children of a family that have not been measured.
+
+  Args:
+    stage: 'existence', 'reactivate' or 'connect'.
+    config: has `name` and `seed`.
+    context: where and how.
+    settings: fully resolved, part of the identity.
+    family: a victim and its defended models.
+    compute: children -> one finding each.
+    others: further parents, such as the clean model.
+
+  Returns:
+    One artefact per child, in their order.
+  """
+  victim = family.victim.artefact
+  runs = [
+    _Run(stage, config, settings, family, c, (victim, *others))
+    for c in family.children
+  ]
+  known = [world.finished(context, run.run_id) for run in runs]
+  todo = [i for i, artefact in enumerate(known) if artefact is None]
+  for child, artefact in zip(family.children, known, strict=True):
+    if artefact is not None:
+      show.done(f'{stage} of {child.artefact.name}: finished before')
+  began = time.monotonic()
+  findings = compute([family.children[i] for i in todo]) if todo else ()
+  seconds = (time.monotonic() - began) / max(len(todo), 1)
+  for i, finding in zip(todo, findings, strict=True):
+    known[i] = runs[i].store(context, finding, seconds)
+    show.done(finding.line)
+  return [artefact for artefact in known if artefact is not None]
+
+
+class _Run:
+  """One instrument on one defended model."""
+
+  def __init__(self, stage, config, settings, family, child, others):
+    self.stage, self.config, self.settings = stage, config, settings
+    self.defended = child.artefact.card
+    self.parents = (
+      self.defended.run_id,
+      *(artefact.card.run_id for artefact in others),
+    )
+    self.run_id = zoo.run_id(
+      stage,
+      config.name,
+      1,
+      settings,
+      family.here.dataset_id,
+      config.seed,
+      self.parents,
+    )
+
+  def store(self, context, finding: Finding, seconds: float) -> zoo.Artefact:
+    """Writes the artefact and its record."""
+    parent = self.defended
+    card = zoo.Card(
+      run_id=self.run_id,
+      stage=self.stage,
+      method=self.config.name,
+      dataset=parent.dataset,
+      dataset_id=parent.dataset_id,
+      arch=parent.arch,
+      arch_options=parent.arch_options,
+      num_classes=parent.num_classes,
+      seed=self.config.seed,
+      parents=self.parents,
+      config_digest=zoo.digest.digest(self.settings),
+      hparams=self.settings,
+      attack=parent.attack,
+      data={k: v for k, v in parent.data.items() if k != 'reserved'},
+      versions=zoo.environment.versions(),
+      metrics=finding.metrics,
+      time_utc=zoo.environment.time_utc(),
+    )
+    measured = {'run_s': seconds, 'defense': parent.method}
+    measured |= {k: parent.metrics[k] for k in ('c_acc', 'asr', 'r_acc')}
+    return world.finish(
+      context,
+      card,
+      state=finding.state,
+      arrays=finding.arrays,
+      config=self.config.to_dict(),
+      metrics=finding.metrics,
+      record=world.record(
+        card, **(measured | world.attack_facts(parent) | finding.record)
+      ),
+    )
