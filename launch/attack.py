@@ -71,6 +71,7 @@ def main(config, context: cli.Context) -> zoo.Artefact:
       names=[f'{config.name} model {run_id}'],
       on_chunk=on_chunk,
       snapshots=zoo.Progress(context.workdir, run_id),
+      snapshot_seconds=context.snapshot_seconds,
     )
   state = carry.extra
   found = world.Victim(None, attack, state, carry.model)

@@ -14,9 +14,10 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from bdjax import data, registry, training, types, zoo
+from bdjax import checks, data, registry, training, types, zoo
 
 _BAD_INPUT = (
+  flags.Error,
   ValueError,
   TypeError,
   registry.UnknownName,
@@ -35,6 +36,12 @@ DATA_DIR = flags.DEFINE_string(
   'Folder of prepared data sets or arrays; default: $BDJAX_DATA_DIR, else '
   "TFDS's own.",
 )
+SNAPSHOT_SECONDS = flags.DEFINE_float(
+  'snapshot_seconds',
+  15.0,
+  'Least seconds between two snapshots, from which a killed run goes on.',
+  lower_bound=0.0,
+)
 FORCE = flags.DEFINE_bool('force', False, 'Recompute what is finished already.')
 CACHE = flags.DEFINE_string(
   'compilation_cache',
@@ -50,11 +57,13 @@ class Context(NamedTuple):
     workdir: the store.
     data_dir: folder of prepared data, None for the default.
     force: whether finished runs are computed again.
+    snapshot_seconds: least time between two snapshots of a training run.
   """
 
   workdir: pathlib.Path
   data_dir: str | None = None
   force: bool = False
+  snapshot_seconds: float = 15.0
 
   @property
   def records(self) -> pathlib.Path:
@@ -103,11 +112,20 @@ def run(
     if default_config:
       print(f'config:\n{config}')
     context = Context(
-      pathlib.Path(WORKDIR.value).expanduser(), DATA_DIR.value, FORCE.value
+      pathlib.Path(WORKDIR.value).expanduser(),
+      DATA_DIR.value,
+      FORCE.value,
+      SNAPSHOT_SECONDS.value,
     )
     main(config, context)
 
-  sys.exit(guarded(lambda: app.run(launched, argv=_resolved(sys.argv))))
+  # absl's own parser would exit with code 1 where a flag is wrong.
+  parse = lambda argv: flags.FLAGS(argv)
+  sys.exit(
+    guarded(
+      lambda: app.run(launched, argv=_resolved(sys.argv), flags_parser=parse)
+    )
+  )
 
 
 def guarded(fn: Callable[[], Any]) -> int:
@@ -120,7 +138,8 @@ def guarded(fn: Callable[[], Any]) -> int:
   except (AttributeError, KeyError) as error:
     if not _is_config_error(error):
       raise
-    print(f'\nerror: {str(error).strip(chr(34))}', file=sys.stderr)
+    key, _, hint = str(error.args[0]).partition('\n')
+    print(f'\nerror: Unknown config key {key}. {hint}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('\ninterrupted; the same command goes on from here', file=sys.stderr)
@@ -139,12 +158,22 @@ def _is_config_error(error: BaseException) -> bool:
 
 def _resolved(argv: list[str]) -> list[str]:
   """Lets `--config=configs/...` work from any folder."""
-  home = pathlib.Path(__file__).resolve().parent.parent
   flag = '--config='
   return [
-    f'{flag}{home / a[len(flag) :]}'
-    if a.startswith(f'{flag}configs/')
-    and not pathlib.Path(a[len(flag) :].split(':')[0]).exists()
-    else a
+    f'{flag}{_config_file(a[len(flag) :])}' if a.startswith(flag) else a
     for a in argv
   ]
+
+
+def _config_file(given: str) -> str:
+  """A config's path, here or beside the launchers, with its options."""
+  name, colon, options = given.partition(':')
+  home = pathlib.Path(__file__).resolve().parent.parent
+  for path in (pathlib.Path(name), home / name):
+    if path.is_file():
+      return f'{path}{colon}{options}'
+  known = sorted((home / 'configs').glob('*/*.py'))
+  names = [str(p.relative_to(home)) for p in known if p.stem != '__init__']
+  raise FileNotFoundError(
+    f"There is no config '{name}'. {checks.suggest(name, names)}"
+  )

@@ -58,10 +58,9 @@ def _paths(config, family, children) -> list:
   """One finding per child, their paths walked as a stack."""
   here, victim = family.here, family.victim
   test = here.dataset.test
-  _, triggered, _, targets, _ = lineage.triggered_test(family)
 
-  def evaluate(classifier, state, images, labels, bad, bad_labels):
-    counts = eval.count(
+  def evaluate(classifier, state, images, labels):
+    return eval.count(
       classifier,
       state,
       images,
@@ -69,13 +68,8 @@ def _paths(config, family, children) -> list:
       stamp=victim.stamp,
       relabel=victim.attack.relabel,
       key=world.stamp_key(),
+      with_loss=True,
     )
-    loss = connectivity.mean_cross_entropy
-    return {
-      'counts': counts,
-      'clean_loss': loss(classifier, state, images, labels),
-      'triggered_loss': loss(classifier, state, bad, bad_labels),
-    }
 
   def one(defended, attacked, batches, *data):
     return connectivity.evaluate_path(
@@ -94,8 +88,6 @@ def _paths(config, family, children) -> list:
     _calibration(config, here),
     jnp.asarray(test.images),
     jnp.asarray(test.labels),
-    jnp.asarray(triggered),
-    jnp.asarray(targets),
     exec=cli.execution(config),
   )
   paths = tree.unstack(jax.device_get(found))
@@ -124,14 +116,9 @@ def _rates(path) -> dict:
   """Curves {'t', 'naive': {...}, 'recalibrated': {...}} from counts."""
   curves: dict = {'t': np.asarray(path['t'], np.float64)}
   for treatment in ('naive', 'recalibrated'):
-    rates = eval.rates(path[treatment]['counts'])
-    curves[treatment] = {
-      name: np.asarray(rates[name], np.float64)
-      for name in ('c_acc', 'asr', 'r_acc')
-    } | {
-      name: np.asarray(path[treatment][name], np.float64)
-      for name in ('clean_loss', 'triggered_loss')
-    }
+    rates = eval.rates(path[treatment])
+    names = ('c_acc', 'asr', 'r_acc', 'clean_loss', 'attack_loss')
+    curves[treatment] = {n: np.asarray(rates[n], np.float64) for n in names}
   return curves
 
 

@@ -55,6 +55,7 @@ def main(config, context: cli.Context) -> zoo.Artefact:
       names=[f'clean model {run_id}'],
       on_chunk=on_chunk,
       snapshots=zoo.Progress(context.workdir, run_id),
+      snapshot_seconds=context.snapshot_seconds,
     )
   rates = world.rates(here, carry.model)
   card = make_card('clean', 'clean', run_id, here, config, settings, rates)

@@ -8,4 +8,3 @@ from bdjax.connectivity.linear import evaluate_at as evaluate_at
 from bdjax.connectivity.linear import evaluate_path as evaluate_path
 from bdjax.connectivity.linear import point as point
 from bdjax.connectivity.linear import positions as positions
-from bdjax.connectivity.losses import mean_cross_entropy as mean_cross_entropy

@@ -8,14 +8,24 @@ the usual target, and a broken model would look perfectly backdoored.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from bdjax import checks, data, types
 from bdjax.eval import metrics
+
+
+class _Prediction(NamedTuple):
+  """What a model says of a batch."""
+
+  logits: jax.Array
+  classes: jax.Array
+  finite: jax.Array
+
 
 Stamp = Callable[..., jax.Array]  # (images float, key, index) -> images
 Relabel = Callable[[jax.Array], jax.Array]  # labels -> labels
@@ -31,6 +41,7 @@ def count(
   relabel: Relabel | None = None,
   key: jax.Array | None = None,
   index: jax.Array | None = None,
+  with_loss: bool = False,
   batch_size: int = 256,
 ) -> dict[str, jax.Array]:
   """Counts hits on clean and on triggered images; pure and jittable.
@@ -50,12 +61,15 @@ def count(
       stamp, however images are batched.
     index: int [N], positions in the data set the images were taken from;
       None = 0 … N − 1.
+    with_loss: whether to sum cross-entropies on the way, from the same logits.
     batch_size: images per forward pass, static; does not change the result.
 
   Returns:
     int32 scalars clean_hits, clean_total, non_finite (images of which a
     counted view had a non-finite logit) and, with a `stamp`, attack_hits
     (prediction = relabel(y)), robust_hits (prediction = y), triggered_total.
+    With `with_loss` float32 sums too: clean_loss (towards y) and, with a
+    `stamp`, attack_loss (towards relabel(y), of the triggered set).
 
   Raises:
     TypeError: if images are not uint8 or the key is not typed.
@@ -84,14 +98,21 @@ def count(
     x, y = data.to_float(images[rows]), labels[rows]
     clean = _predict(classifier, state, x)
     counts = _clean_counts(clean, y, mask)
+    if with_loss:
+      counts |= {'clean_loss': _loss_sum(clean.logits, y, mask)}
     if stamp is None or relabel is None:
       return counts
+    target = relabel(y)
     x = _apply_stamp(stamp, x, key, index[rows])
     stamped = _predict(classifier, state, x)
-    return counts | _attack_counts(clean, stamped, y, relabel(y), mask)
+    counts |= _attack_counts(clean, stamped, y, target, mask)
+    if with_loss:
+      triggered = mask & (target != y)
+      counts['attack_loss'] = _loss_sum(stamped.logits, target, triggered)
+    return counts
 
   per_batch = jax.lax.map(one_batch, _padded_rows(num, batch_size))
-  return jax.tree.map(lambda n: jnp.sum(n, dtype=jnp.int32), per_batch)
+  return jax.tree.map(lambda n: jnp.sum(n, dtype=n.dtype), per_batch)
 
 
 def evaluate(
@@ -171,15 +192,21 @@ def _padded_rows(num: int, batch_size: int):
 
 
 def _predict(classifier, state, images):
-  """Predicted classes [b] and whether all logits of an image are finite."""
+  """Logits, their largest, and whether all of an image's are finite."""
   logits, _ = classifier.apply(state, images)
   finite = jnp.all(jnp.isfinite(logits), axis=-1)
-  return jnp.argmax(logits, axis=-1), finite
+  return _Prediction(logits, jnp.argmax(logits, axis=-1), finite)
+
+
+def _loss_sum(logits, labels, mask):
+  """Sum of the cross-entropies of the images that count."""
+  loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return jnp.sum(jnp.where(mask, loss, 0.0))
 
 
 def _clean_counts(clean, y, mask):
   """Counts of one batch without its trigger."""
-  predicted, finite = clean
+  _, predicted, finite = clean
   return {
     'clean_hits': jnp.sum(mask & finite & (predicted == y)),
     'clean_total': jnp.sum(mask),
@@ -189,10 +216,10 @@ def _clean_counts(clean, y, mask):
 
 def _attack_counts(clean, stamped, y, target, mask):
   """Counts of one batch with its trigger; an image is non-finite once."""
-  predicted, finite = stamped
+  _, predicted, finite = stamped
   triggered = mask & (target != y)
   hit = lambda wanted: jnp.sum(triggered & finite & (predicted == wanted))
-  broken = (mask & ~clean[1]) | (triggered & ~finite)
+  broken = (mask & ~clean.finite) | (triggered & ~finite)
   return {
     'attack_hits': hit(target),
     'robust_hits': hit(y),

@@ -20,6 +20,7 @@ from bdjax import checks
 
 CLEAN_COUNTS = ('clean_hits', 'clean_total', 'non_finite')
 ATTACK_COUNTS = ('attack_hits', 'robust_hits', 'triggered_total')
+LOSSES = {'clean_loss': 'clean_total', 'attack_loss': 'triggered_total'}
 
 
 def _positive_part(x):
@@ -104,7 +105,8 @@ def rates(counts: Mapping[str, Any]) -> dict[str, Any]:
     c_acc, asr, r_acc as floats, n_clean_test, n_triggered_test as ints,
     finite (no image had a non-finite logit) as a bool; for a stack, arrays [m]
     of them. Rates without an attack or without images are None (NaN where
-    only some members of a stack have none).
+    only some members of a stack have none). Where the losses were summed,
+    clean_loss and attack_loss too: means over images, in nats.
 
   Raises:
     ValueError: if counts are unknown or missing.
@@ -125,12 +127,15 @@ def rates(counts: Mapping[str, Any]) -> dict[str, Any]:
     'n_triggered_test': counts.get('triggered_total'),
     'finite': counts['non_finite'] == 0,
   }
+  for loss, total in LOSSES.items():
+    if loss in counts:
+      result[loss] = _share(counts, loss, total)
   return {name: _as_python(value) for name, value in result.items()}
 
 
 def _check_counts(counts: Mapping[str, Any]) -> None:
   """Refuses unknown, missing and traced counts."""
-  names = set(counts)
+  names = set(counts) - LOSSES.keys()
   known = set(CLEAN_COUNTS + ATTACK_COUNTS)
   if names not in (set(CLEAN_COUNTS), known):
     raise ValueError(

@@ -128,25 +128,17 @@ class LinearTest(parameterized.TestCase):
     )
     classifier = small_nets.linear_net(size=4, classes=2)
     images = small_nets.random_images(0, 3, size=4)
-    loss = lambda c, s: connectivity.mean_cross_entropy(
-      c, s, images, np.zeros(3, int), batch_size=2
+    loss = lambda c, s: eval.count(
+      c, s, images, np.zeros(3, int), with_loss=True, batch_size=2
     )
     path = connectivity.evaluate_path(classifier, one(1), one(-1), loss)
     t = np.asarray(path['t'])
     np.testing.assert_allclose(
-      path['naive'], np.log1p(np.exp(-8 * (1 - 2 * t))), rtol=1e-4, atol=1e-6
+      eval.rates(path['naive'])['clean_loss'],
+      np.log1p(np.exp(-8 * (1 - 2 * t))),
+      rtol=1e-4,
+      atol=1e-6,
     )
-
-  @parameterized.parameters(1, 4, 100)
-  def test_cross_entropy_over_all_images(self, batch_size):
-    state = LINEAR.init(KEY)
-    images, labels = small_nets.random_images(0, 7, size=4), np.arange(7) % 3
-    value = connectivity.mean_cross_entropy(
-      LINEAR, state, images, labels, batch_size=batch_size
-    )
-    logits = np.float64(logits_of(images)(LINEAR, state))
-    expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(7), labels]
-    self.assertAlmostEqual(float(value), expected.mean(), delta=1e-5)
 
   def test_errors_name_the_cure(self):
     a, narrow = conv_state(1), small_nets.conv_net(width=4).init(KEY)
@@ -156,5 +148,3 @@ class LinearTest(parameterized.TestCase):
       connectivity.positions(1)
     with self.assertRaisesRegex(ValueError, r'not in \[0, 1\]'):
       connectivity.evaluate_path(CONV, a, a, counts, t=np.array([0, 1.5]))
-    with self.assertRaisesRegex(ValueError, 'one label each'):
-      connectivity.mean_cross_entropy(CONV, a, IMAGES, LABELS[:3])

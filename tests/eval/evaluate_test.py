@@ -173,6 +173,28 @@ class EvaluateTest(parameterized.TestCase):
     chex.assert_trees_all_equal(eager, jitted)
     self.assertEqual({x.dtype for x in eager.values()}, {np.dtype('int32')})
 
+  @parameterized.parameters(4, 8, 100)
+  def test_losses_are_means_over_the_counted_images(self, batch_size):
+    state = NET.init(jax.random.key(5))
+    run = functools.partial(
+      evaluation.count,
+      NET,
+      stamp=identity,
+      relabel=to_target,
+      with_loss=True,
+      batch_size=batch_size,
+    )
+    counts = jax.jit(run)(
+      state, images=IMAGES, labels=LABELS, key=jax.random.key(3)
+    )
+    logits = np.float64(NET.apply(state, np.float32(IMAGES) / 255)[0])
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    rates = evaluation.rates(counts)
+    expected = -log_p[np.arange(NUM), LABELS].mean()
+    self.assertAlmostEqual(rates['clean_loss'], expected, delta=1e-5)
+    expected = -log_p[LABELS != TARGET, TARGET].mean()
+    self.assertAlmostEqual(rates['attack_loss'], expected, delta=1e-5)
+
   def test_stack_equals_loop(self):
     states = [NET.init(jax.random.key(i)) for i in range(3)]
     stacked = tree.stack(states)
