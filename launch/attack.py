@@ -3,12 +3,8 @@
 python -m launch.attack --config=configs/attacks/badnets.py:dataset=digits16
 """
 
-import jax.numpy as jnp
-import numpy as np
-
-from bdjax import data, keys, registry, training, types, zoo
-from launch import cli, show, world
-from launch import train as clean_training
+from bdjax import data, registry, training, zoo
+from launch import cli, scratch, world
 
 
 def main(config, context: cli.Context) -> zoo.Artefact:
@@ -33,24 +29,6 @@ def main(config, context: cli.Context) -> zoo.Artefact:
   if assets:
     pictures = {k: zoo.digest.digest(v) for k, v in assets.items()}
     settings['assets'] = pictures
-  run_id = zoo.run_id(
-    'attack',
-    config.name,
-    1,
-    settings,
-    here.dataset_id,
-    config.seed,
-    arch=here.arch,
-    arch_options=here.arch_options,
-  )
-  done = world.finished(context, run_id)
-  if done is not None:
-    show.done(f'attacked model {done.name}: finished before')
-    return done
-  train, key = here.dataset.train, keys.root(config.seed)
-  state = attack.init(
-    keys.stream(key, 'attack'), np.asarray(train.images), train.labels
-  )
   phase = training.implant(
     here.classifier,
     attack,
@@ -61,54 +39,8 @@ def main(config, context: cli.Context) -> zoo.Artefact:
     batch_size=recipe.batch_size,
     reads='train',
   )
-  model = here.classifier.init(keys.stream(key, 'init'))
-  with show.bar(f'{config.name} · {here.spec.name}') as (on_chunk, timer):
-    carry, curves = training.run_phases(
-      (phase,),
-      types.Carry(model=model, extra=state),
-      {'train': training.make_feed(train.images, train.labels)},
-      key,
-      names=[f'{config.name} model {run_id}'],
-      on_chunk=on_chunk,
-      snapshots=zoo.Progress(context.workdir, run_id),
-      snapshot_seconds=context.snapshot_seconds,
-    )
-  state = carry.extra
-  found = world.Victim(None, attack, state, carry.model)
-  rates = world.rates(here, carry.model, found)
-  info = attack.info
-  facts = {
-    'attack': config.name,
-    'label_mode': info.label_mode,
-    'target_label': info.target_label,
-    'poison_ratio': info.poison_ratio,
-    'num_poison': int(jnp.sum(state.kind == types.POISONED)),
-  }
-  card = clean_training.make_card(
-    'attack', config.name, run_id, here, config, settings, rates, attack=facts
-  )
-  steps = len(curves['implant']['loss'])
-  artefact = world.finish(
-    context,
-    card,
-    state={'model': carry.model, 'attack': state},
-    arrays={f'curves/{k}': v for k, v in curves['implant'].items()},
-    config=config.to_dict(),
-    metrics=rates,
-    record=world.record(
-      card,
-      **rates,
-      **facts,
-      **clean_training.cost(timer, steps * recipe.batch_size),
-      steps=steps,
-      epochs=recipe.epochs,
-    ),
-  )
-  show.done(
-    f'attacked model {artefact.name}: C-Acc {rates["c_acc"]:.4f}, '
-    f'ASR {rates["asr"]:.4f}, R-Acc {rates["r_acc"]:.4f}'
-  )
-  return artefact
+  job = scratch.Job('attack', config.name, settings, recipe, phase, attack)
+  return scratch.run(config, context, here, job)
 
 
 if __name__ == '__main__':

@@ -4,6 +4,8 @@ Exit codes: 0 done; 2 bad input (the message names the cure); 1 anything else;
 130 interrupted.
 """
 
+import ast
+import contextlib
 import os
 import pathlib
 import sys
@@ -138,13 +140,23 @@ def guarded(fn: Callable[[], Any]) -> int:
   except (AttributeError, KeyError) as error:
     if not _is_config_error(error):
       raise
-    key, _, hint = str(error.args[0]).partition('\n')
-    print(f'\nerror: Unknown config key {key}. {hint}', file=sys.stderr)
+    print(f'\nerror: {_unknown_key(error)}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('\ninterrupted; the same command goes on from here', file=sys.stderr)
     return 130
   return 0
+
+
+def _unknown_key(error: BaseException) -> str:
+  """What ml_collections says, without its layers of quotes."""
+  text = str(error)
+  with contextlib.suppress(SyntaxError, ValueError):
+    while isinstance(inner := ast.literal_eval(text), str):
+      text = inner
+  key, _, hint = text.partition('\n')
+  hint = hint or 'The keys are those of the config file.'
+  return f"Unknown config key '{key.strip(chr(39))}'. {hint}"
 
 
 def _is_config_error(error: BaseException) -> bool:

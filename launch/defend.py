@@ -24,7 +24,6 @@ from bdjax import (
   zoo,
 )
 from launch import cli, show, world
-from launch import train as clean_training
 
 PARENTS = flags.DEFINE_string(
   'parents', None, 'Attacked models: a pattern, or several joined by commas.'
@@ -138,6 +137,7 @@ def _defend(config, context, make, hp, settings, parents, run_ids) -> list:
       names=run_ids,
       on_chunk=on_chunk,
       snapshots=progress,
+      snapshot_seconds=context.snapshot_seconds,
     )
   finite = training.finite_members(curves, stacked)
   shared = {
@@ -168,7 +168,7 @@ def _cost(defense, curves, timer, lanes: int) -> dict:
   examples = sum(
     done.get(phase.name, 0) * phase.batch_size for phase in defense.phases
   )
-  spent = clean_training.cost(timer, examples * lanes)
+  spent = timer.cost(examples * lanes)
   for name in ('run_s', 'compile_s'):
     spent[name] /= lanes
   return spent | {'steps': sum(done.values())}

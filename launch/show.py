@@ -52,6 +52,15 @@ class Timer:
     later = sum(sum(chunks) for chunks in self.later.values())
     return sum(self.first) + later - self.compile_s
 
+  def cost(self, examples: int) -> dict[str, float | None]:
+    """The record fields on time, for this many examples in all."""
+    rate = examples / self.run_s if self.run_s > 0 else None
+    return {
+      'compile_s': self.compile_s,
+      'run_s': self.run_s,
+      'examples_per_s': rate,
+    }
+
 
 @contextmanager
 def bar(title: str) -> Iterator[tuple]:

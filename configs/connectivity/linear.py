@@ -5,6 +5,7 @@ Paper:    Min et al., NeurIPS 2024; 21 positions; statistics from 20 × 250
 Command:  python -m launch.connect --config=configs/connectivity/linear.py
             --parents='defended/cifar10/preactresnet18/*'
 Expected: README
+Quick:    --config=configs/connectivity/linear.py:quick (toy world, seconds)
 """
 
 from ml_collections import config_dict

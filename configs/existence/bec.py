@@ -4,6 +4,7 @@ Paper:    Zhu, Liang, Wu, NeurIPS 2024: 2,200 pairs, 500 images, p = 10 %
 Command:  python -m launch.existence --config=configs/existence/bec.py
             --parents='defended/cifar10/preactresnet18/*'
 Expected: published points are relative to their row; ours: README
+Quick:    --config=configs/existence/bec.py:quick (toy world, seconds)
 """
 
 from ml_collections import config_dict

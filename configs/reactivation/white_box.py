@@ -4,6 +4,8 @@ Paper:    Zhu, Liang, Wu, NeurIPS 2024: L∞ 0.05, pool 1,000, 50 × 5 steps
 Command:  python -m launch.reactivate --config=configs/reactivation/white_box.py
             --parents='defended/cifar10/preactresnet18/*'
 Expected: README
+Quick:    --config=configs/reactivation/white_box.py:quick
+          (toy world, seconds)
 Grid:     --config.grid=True runs all six cells of {triggered, clean} inputs ×
           {attacked, defended, clean} models
 """

@@ -1,0 +1,152 @@
+"""Training from scratch: what clean and attacked models have in common."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax import keys, training, types, zoo
+from launch import cli, show, world
+
+
+class Job(NamedTuple):
+  """One model to train.
+
+  Attributes:
+    stage: 'clean' or 'attack'.
+    method: name of the attack, 'clean' for none.
+    settings: fully resolved, part of the identity.
+    recipe: how it is trained.
+    phase: the training.
+    attack: the attack, None for a clean model.
+  """
+
+  stage: str
+  method: str
+  settings: dict[str, Any]
+  recipe: training.RecipeHParams
+  phase: types.Phase
+  attack: types.Attack | None = None
+
+
+def run(config: Any, context: cli.Context, here: world.World, job: Job):
+  """Trains, evaluates and stores one model.
+
+  Args:
+    config: has `seed`; is stored with the model.
+    context: where and how.
+    here: data and network.
+    job: what to train.
+
+  Returns:
+    The artefact, the old one if this run is finished already.
+  """
+  run_id = zoo.run_id(
+    job.stage,
+    job.method,
+    1,
+    job.settings,
+    here.dataset_id,
+    config.seed,
+    arch=here.arch,
+    arch_options=here.arch_options,
+  )
+  done = world.finished(context, run_id)
+  if done is not None:
+    show.done(f'{job.method} model {done.name}: finished before')
+    return done
+  carry, curves, timer = _train(config, context, here, job, run_id)
+  victim = None
+  facts: dict[str, Any] = {}
+  if job.attack is not None:
+    victim = world.Victim(None, job.attack, carry.extra, carry.model)
+    facts = _attack_facts(job, carry.extra)
+  rates = world.rates(here, carry.model, victim)
+  card = _card(config, here, job, run_id, rates, facts)
+  curves = curves[job.phase.name]
+  steps = len(curves['loss'])
+  state = {'model': carry.model}
+  artefact = world.finish(
+    context,
+    card,
+    state=state | ({'attack': carry.extra} if victim else {}),
+    arrays={f'curves/{name}': values for name, values in curves.items()},
+    config=config.to_dict(),
+    metrics=rates,
+    record=world.record(
+      card,
+      **rates,
+      **facts,
+      **timer.cost(steps * job.recipe.batch_size),
+      steps=steps,
+      epochs=job.recipe.epochs,
+    ),
+  )
+  show.done(f'{job.method} model {artefact.name}: {_summary(rates)}')
+  return artefact
+
+
+def _train(config, context, here, job, run_id):
+  """(carry, curves, timer) after the whole phase."""
+  train, key = here.dataset.train, keys.root(config.seed)
+  extra: Any = {}
+  if job.attack is not None:
+    extra = job.attack.init(
+      keys.stream(key, 'attack'), np.asarray(train.images), train.labels
+    )
+  model = here.classifier.init(keys.stream(key, 'init'))
+  with show.bar(f'{job.method} · {here.spec.name}') as (on_chunk, timer):
+    carry, curves = training.run_phases(
+      (job.phase,),
+      types.Carry(model=model, extra=extra),
+      {'train': training.make_feed(train.images, train.labels)},
+      key,
+      augment=here.augment,
+      names=[f'{job.method} model {run_id}'],
+      on_chunk=on_chunk,
+      snapshots=zoo.Progress(context.workdir, run_id),
+      snapshot_seconds=context.snapshot_seconds,
+    )
+  return carry, curves, timer
+
+
+def _attack_facts(job: Job, state: types.AttackState) -> dict[str, Any]:
+  """The record fields that describe the backdoor."""
+  assert job.attack is not None
+  info = job.attack.info
+  return {
+    'attack': job.method,
+    'label_mode': info.label_mode,
+    'target_label': info.target_label,
+    'poison_ratio': info.poison_ratio,
+    'num_poison': int(jnp.sum(state.kind == types.POISONED)),
+  }
+
+
+def _card(config, here, job, run_id, rates, facts) -> zoo.Card:
+  return zoo.Card(
+    run_id=run_id,
+    stage=job.stage,
+    method=job.method,
+    dataset=here.spec.name,
+    dataset_id=here.dataset_id,
+    arch=here.arch,
+    arch_options=here.arch_options,
+    num_classes=here.spec.num_classes,
+    seed=config.seed,
+    config_digest=zoo.digest.digest(job.settings),
+    hparams=job.settings,
+    attack=facts,
+    data=here.facts,
+    versions=zoo.environment.versions(),
+    metrics=rates,
+    time_utc=zoo.environment.time_utc(),
+  )
+
+
+def _summary(rates: Mapping[str, Any]) -> str:
+  """'C-Acc 0.9861, ASR 1.0000, R-Acc 0.0000', without what is missing."""
+  named = (('C-Acc', 'c_acc'), ('ASR', 'asr'), ('R-Acc', 'r_acc'))
+  known = [(head, rates[k]) for head, k in named if rates[k] is not None]
+  return ', '.join(f'{head} {value:.4f}' for head, value in known)
