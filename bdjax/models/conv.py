@@ -25,6 +25,7 @@ VJP cannot promote them.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+_CACHE = 2**23  # bytes of copies that a product may read at a time
 # Part of jit's cache key: a function traced on one route is traced anew, not
 # reused, on the other.
 _ROUTE = jax.make_user_context(None)
@@ -184,6 +186,8 @@ def _pointwise(form: _Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(form: _Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  if form.groups == 1 and math.prod(kernel.shape[:2]) > math.prod(x.shape[1:3]):
+    return _convolve_patches(form, x, kernel)
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -237,6 +241,8 @@ def _swap_channels(kernel: jax.Array, groups: int) -> jax.Array:
 
 def _weight_gradient(form: _Form, x, kernel, g) -> jax.Array:
   """Correlates inputs with g over the batch, [kh, kw, c / groups, d]."""
+  if form.groups == 1 and form.x_dilation == (1, 1):
+    return _correlate(form, kernel.shape[:2], x, g)
   padding = []
   for axis in range(2):
     low, _ = form.padding[axis]
@@ -258,3 +264,131 @@ def _weight_gradient(form: _Form, x, kernel, g) -> jax.Array:
   )
   out = _conv(transposed, images, g.transpose(1, 2, 0, 3))
   return out.transpose(1, 2, 0, 3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _correlate(form: _Form, window: tuple[int, int], x, g) -> jax.Array:
+  """The weight gradient as matrix products, [kh, kw, c, d].
+
+  The batch goes through in pieces whose copies stay in the cache.
+  """
+  product = _row_product if form.strides[0] == 1 else _patch_product
+  per_image = (
+    x.shape[1] * g.shape[2] * (window[1] * x.shape[3] + window[0] * g.shape[3])
+  )
+  size = _divisor(x.shape[0], _CACHE // (per_image * x.dtype.itemsize))
+  if size == x.shape[0]:
+    return product(form, window, x, g)
+  pieces = [a.reshape(-1, size, *a.shape[1:]) for a in (x, g)]
+
+  def add(total, piece):
+    return total + product(form, window, *piece).astype(total.dtype), None
+
+  # Many small terms: sums of half precision are kept in single precision.
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  total = jnp.zeros((*window, x.shape[3], g.shape[3]), dtype)
+  return lax.scan(add, total, pieces)[0].astype(x.dtype)
+
+
+def _correlate_fwd(form, window, x, g):
+  return _correlate(form, window, x, g), (x, g)
+
+
+def _correlate_bwd(form, window, residuals, t):
+  del window
+  x, g = residuals
+  return _input_gradient(form, x, t, g), _conv(form, x, t)
+
+
+_correlate.defvjp(_correlate_fwd, _correlate_bwd)
+
+
+def _divisor(n: int, most: int) -> int:
+  """The largest divisor of n that is at most `most`, at least 1."""
+  return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))
+
+
+def _row_product(form: _Form, window, x, g) -> jax.Array:
+  """Columns of x times rows of g, where rows are taken one by one.
+
+  Shifting x along the columns and g along the rows makes kw + kh copies; the
+  patches of x would be kw · kh.
+  """
+  kh, kw = window
+  low, dilation = form.padding[0][0], form.kernel_dilation[0]
+  shifted = _shifts(form, 1, kw, g.shape[2], _spread(form, x, axes=(1,)))
+  columns = jnp.concatenate(shifted, 3)
+  reach = (kh - 1) * dilation
+  before, height = reach - low, x.shape[1]
+  after = height + reach - g.shape[1] - before
+  zero = jnp.zeros((), g.dtype)
+  g = lax.pad(g, zero, ((0, 0, 0), (before, after, 0), (0, 0, 0), (0, 0, 0)))
+  starts = [(kh - 1 - i) * dilation for i in range(kh)]
+  rows = jnp.concatenate([g[:, i : i + height] for i in starts], 3)
+  out = _flat_product(form, columns, rows)
+  return out.reshape(kw, x.shape[3], kh, -1).transpose(2, 0, 1, 3)
+
+
+def _patch_product(form: _Form, window, x, g) -> jax.Array:
+  """Patches of x times g."""
+  patches = _patches(form, window, g.shape[1:3], x)
+  out = _flat_product(form, patches, g)
+  return out.reshape(*window, x.shape[3], g.shape[3])
+
+
+def _flat_product(form: _Form, a, b) -> jax.Array:
+  """Sum over all but the last axes, [c, d]."""
+  a, b = (value.reshape(-1, value.shape[-1]) for value in (a, b))
+  contracted = (((0,), (0,)), ((), ()))
+  return lax.dot_general(a, b, contracted, precision=form.precision)
+
+
+def _convolve_patches(form: _Form, x, kernel) -> jax.Array:
+  """A convolution as one product, for maps smaller than the kernel.
+
+  There XLA would exchange images and kernel and leave its fast path.
+  """
+  kh, kw, c, d = kernel.shape
+  x_padded = _spread(form, x)
+  size = [
+    (x_padded.shape[1 + axis] - _dilated(k, form.kernel_dilation[axis]))
+    // form.strides[axis]
+    + 1
+    for axis, k in enumerate((kh, kw))
+  ]
+  patches = _patches(form, (kh, kw), size, x)
+  out = jnp.dot(
+    patches.reshape(-1, kh * kw * c),
+    kernel.reshape(-1, d),
+    precision=form.precision,
+  )
+  return out.reshape(x.shape[0], *size, d)
+
+
+def _patches(form: _Form, window, size, x) -> jax.Array:
+  """What each output sees, [b, *size, kh · kw · c]."""
+  x = _spread(form, x)
+  rows = _shifts(form, 0, window[0], size[0], x)
+  return jnp.concatenate(
+    [a for row in rows for a in _shifts(form, 1, window[1], size[1], row)], 3
+  )
+
+
+def _spread(form: _Form, x, axes=(0, 1)) -> jax.Array:
+  """Dilated and padded images, along some of the spatial axes."""
+  config = [(0, 0, 0)] * 4
+  for axis in axes:
+    config[1 + axis] = (*form.padding[axis], form.x_dilation[axis] - 1)
+  return lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+def _shifts(form: _Form, axis: int, window: int, size: int, x) -> list:
+  """What each element of a kernel's axis meets: `size` strided entries."""
+  stride, dilation = form.strides[axis], form.kernel_dilation[axis]
+  span = _dilated(size, stride)
+  return [
+    lax.slice_in_dim(
+      x, i * dilation, i * dilation + span, stride, axis=1 + axis
+    )
+    for i in range(window)
+  ]

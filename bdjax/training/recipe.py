@@ -46,10 +46,11 @@ def schedule(name: str, lr, t_max: int | None) -> optim.Schedule:
     The schedule.
 
   Raises:
-    ValueError: for an unknown name.
+    ValueError: for an unknown name, a negative rate or a non-positive t_max.
   """
   checks.one_of(SCHEDULES, schedule=name)
-  checks.positive(lr=lr, t_max=t_max)
+  checks.non_negative(lr=lr)
+  checks.positive(t_max=t_max)
   if name == 'constant':
     return optim.constant(lr)
   if name == 'cosine_epoch':

@@ -1,6 +1,7 @@
 """What every attack of the registry must satisfy, without a test of its own.
 
-An attack that needs assets gets them from `ASSETS`.
+An attack that needs assets gets them from `ASSETS`; what it reaches on the
+toy world stands in `EFFECT`.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from bdjax import attacks, registry, tree, types
+from tests import toy
 from tests.eval import linear
 
 SPEC = linear.spec(shape=(8, 8, 3), num_classes=4)
@@ -28,6 +30,9 @@ LABELS = np.arange(NUM, dtype=np.int32) % SPEC.num_classes
 BATCH = 6
 KEY = jax.random.key(0)
 ASSETS: dict[str, dict[str, np.ndarray]] = {}
+# Least attack success rate on each of three models of the toy world, whose
+# clean accuracy stays at 0.95 or more.
+EFFECT: dict[str, float] = {'badnets': 0.95, 'blended': 0.9}
 HEADINGS = (
   'Access:',
   'Space:',
@@ -189,6 +194,13 @@ class AttacksContractTest(parameterized.TestCase):
     updated, metrics = attack.update(state, NET, model, data, KEY)
     chex.assert_trees_all_equal_shapes_and_dtypes(updated, state)
     self.assertIsInstance(metrics, dict)
+
+  @parameterized.product(name=NAMES)
+  def test_effect_on_the_toy_world(self, name):
+    victims = toy.victims(name)
+    for rates in toy.evaluate_stack(victims.model, victims):
+      self.assertGreaterEqual(rates['c_acc'], 0.95)
+      self.assertGreaterEqual(rates['asr'], EFFECT[name])
 
   @parameterized.product(name=NAMES)
   def test_float_hparams_do_not_recompile(self, name):

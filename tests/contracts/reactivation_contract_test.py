@@ -1,7 +1,7 @@
 """What every re-activation of the registry must satisfy.
 
 A method that needs more than a classifier gets it from `EXTRA`; what makes it
-short enough for a test stands in `SHORT`.
+short enough for a test stands in `SHORT`, what it achieves in `EFFECT`.
 """
 
 import dataclasses
@@ -16,8 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from bdjax import reactivation, registry, training, tree, types
-from tests import small_nets
+from bdjax import (
+  defenses,
+  eval,
+  keys,
+  reactivation,
+  registry,
+  sweep,
+  training,
+  tree,
+  types,
+)
+from bdjax.reactivation import controls
+from tests import small_nets, toy
 
 NET = small_nets.conv_net(size=8, classes=4, width=4)
 KEY = jax.random.key(0)
@@ -28,6 +39,12 @@ SHORT: dict[str, dict] = {
   'white_box': dict(outer_epochs=2, inner_steps=2, batch_size=4, pool_size=NUM),
 }
 EXTRA: dict[str, dict] = {}
+# Settings that wake backdoors of the toy world which fine-tuning has put to
+# sleep, beyond the plain trigger and beyond both controls.
+EFFECT: dict[str, dict] = {
+  'white_box': dict(outer_epochs=5, lr=0.5, pool_size=128, batch_size=64),
+}
+DORMANT = defenses.FtHParams(lr=1.0, epochs=20, batch_size=32)
 HEADINGS = (
   'Access:',
   'Space:',
@@ -42,6 +59,7 @@ HEADINGS = (
   'References:',
 )
 NAMES = tuple(reactivation.REGISTRY)
+NUM_TRIGGERED = 384  # test images of the toy world off the target class
 PERTURBING = tuple(
   name
   for name in NAMES
@@ -95,6 +113,49 @@ def finished(name):
   carry = types.Carry(model=model(), extra={})
   attack = build(name, hparams(name))
   return training.run_phases(attack.phases, carry, {'pool': feed}, KEY)
+
+
+@functools.cache
+def toy_rates(name):
+  """{field of a setting: ASR of each dormant model} on the toy test set."""
+  victims, sleeping = toy.victims(), toy.defend('ft', DORMANT).model
+  hp = reactivation.REGISTRY[name].hparams(**EFFECT[name])
+  build = reactivation.REGISTRY[name].make
+  method, attack = build(toy.classifier(), hp), toy.attack()
+  cells = []
+  for setting in controls.REQUIRED:
+    for i in range(toy.SEEDS):
+      defended = setting.model == 'defended'
+      model = tree.take(sleeping, i) if defended else toy.clean_model()
+      draw = functools.partial(controls.pool_of, setting, KEY, attack)
+      state = victims[i].state
+      pool = draw(state, *toy.dataset().train, hp.pool_size)
+      test = draw(state, *toy.dataset().test, NUM_TRIGGERED)
+      feed = training.make_feed(pool.images, pool.labels)
+      cells.append({'model': model, 'feed': feed, 'test': test})
+
+  def run(cell):
+    carry, _ = training.run_phases(
+      method.phases,
+      types.Carry(model=cell['model'], extra={}),
+      {'pool': cell['feed']},
+      KEY,
+    )
+    images, targets, _ = cell['test']
+    return eval.count(
+      toy.classifier(),
+      carry.model,
+      images,
+      targets + 1,  # any class but the target, which is 0 for all of them
+      stamp=controls.perturbed_stamp(None, method.trigger, carry.extra),
+      relabel=jnp.zeros_like,
+      key=keys.stream(KEY, 'stamp'),
+    )
+
+  counts = sweep.over_checkpoints(run, tree.stack(cells))
+  rates = eval.rates(counts)['asr'].reshape(-1, toy.SEEDS)
+  fields = [setting.field for setting in controls.REQUIRED]
+  return dict(zip(fields, rates, strict=True))
 
 
 class ReactivationContractTest(parameterized.TestCase):
@@ -185,6 +246,19 @@ class ReactivationContractTest(parameterized.TestCase):
     chex.assert_trees_all_close(one, stepped(name), rtol=1e-4, atol=1e-6)
     same = jax.tree.map(np.array_equal, one[0], other[0])
     self.assertFalse(all(jax.tree.leaves(same)))
+
+  @parameterized.product(name=PERTURBING)
+  def test_effect_on_the_toy_world(self, name):
+    victims, sleeping = toy.victims(), toy.defend('ft', DORMANT).model
+    plain = toy.evaluate_stack(sleeping, victims)
+    rates = toy_rates(name)
+    woken = rates.pop('reactivated_asr')
+    self.assertLessEqual(max(r['asr'] for r in plain), 0.5)
+    for i, rate in enumerate(plain):
+      self.assertGreater(woken[i], rate['asr'])
+    for field, control in rates.items():
+      self.assertTrue(np.all(woken > control), (field, woken, control))
+      self.assertGreater(np.mean(woken - control), 0.1, field)
 
   @parameterized.product(name=NAMES)
   def test_reads_the_pool_without_augmentation(self, name):

@@ -6,8 +6,11 @@ import importlib
 import io
 import pathlib
 import shutil
+import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import jax
 from absl import flags
@@ -18,7 +21,7 @@ from bdjax import zoo
 from configs.attacks import badnets
 from configs.defenses import ft
 from configs.training import clean
-from launch import attack, cli, defend, train
+from launch import attack, cli, defend, show, train
 
 HOME = pathlib.Path(__file__).resolve().parents[2]
 
@@ -61,8 +64,6 @@ def compiled_once() -> Iterator[None]:
 
 def quiet(fn: Callable, *args) -> tuple[object, str]:
   """Calls fn; returns its result and what it printed."""
-  from launch import show
-
   out, before = io.StringIO(), show.CONSOLE.file
   show.CONSOLE.file = out
   try:
@@ -124,18 +125,23 @@ def defended(seed: int = 0) -> zoo.Artefact:
 
 
 def copy_of(artefact: zoo.Artefact, name: str) -> pathlib.Path:
-  """A new store that holds one artefact."""
+  """A store that holds a copy of an artefact, made if it is not there."""
   store = folder(name)
-  shutil.copytree(artefact.path, store / artefact.name)
+  shutil.copytree(artefact.path, store / artefact.name, dirs_exist_ok=True)
   return store
 
 
 def parse(file: str, *overrides: str):
   """The config that a command line with these flags gets."""
   values = flags.FlagValues()
+  argv = ['launch', f'--config={HOME / file}', *overrides]
   config_flags.DEFINE_config_file('config', flag_values=values)
-  values(['launch', f'--config={HOME / file}', *overrides])
-  return values.config
+  # Dotted flags are looked for in the command line itself.
+  with mock.patch.object(sys, 'argv', argv), warnings.catch_warnings():
+    # ml_collections loads the file in a way that Python is about to drop.
+    warnings.filterwarnings('ignore', r'the load_module\(\) method')
+    values(argv)
+    return values.config
 
 
 def config_modules() -> list[str]:
@@ -147,5 +153,7 @@ def config_modules() -> list[str]:
     if path.stem != '__init__'
   ]
   return [
-    name for name in names if hasattr(importlib.import_module(name), 'get_config')
+    name
+    for name in names
+    if hasattr(importlib.import_module(name), 'get_config')
   ]

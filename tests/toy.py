@@ -1,0 +1,218 @@
+"""The toy world that tests share: built once per process, seconds on a CPU.
+
+Four classes of 8×8×3 images, the two-convolution net, an attack, three seeds
+of it trained as one program, a clean model beside them and a defended stack.
+Everything goes through the public API.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bdjax import (
+  attacks,
+  data,
+  defenses,
+  eval,
+  keys,
+  models,
+  registry,
+  sweep,
+  training,
+  tree,
+  types,
+)
+
+SEEDS = 3
+RECIPE = training.RecipeHParams(epochs=4, batch_size=32, lr=0.1)
+EPOCHS = {'blended': 8}  # attacks that take longer
+CLEAN_RATIO = 0.05
+
+
+class Victims(NamedTuple):
+  """Backdoored models; a stack of `SEEDS`, or one of them.
+
+  Attributes:
+    name: registry key of the attack.
+    state: its state after training.
+    model: the models.
+  """
+
+  name: str
+  state: types.AttackState
+  model: types.ModelState
+
+  def __getitem__(self, i: int) -> 'Victims':
+    """Member i of the stack."""
+    return Victims(self.name, *tree.take((self.state, self.model), i))
+
+
+@functools.cache
+def dataset() -> data.Dataset:
+  return data.load('synthetic')
+
+
+@functools.cache
+def classifier() -> types.Classifier:
+  return models.make('tiny', dataset().spec)
+
+
+@functools.cache
+def augment():
+  return data.augment_fn(dataset().spec)
+
+
+@functools.cache
+def attack(name: str = 'badnets') -> types.Attack:
+  """An attack of the registry with its default hyper-parameters."""
+  entry = registry.get(attacks.REGISTRY, name, 'attack')
+  return entry.make(dataset().spec, entry.hparams(), {})
+
+
+@functools.cache
+def train_feed() -> training.Feed:
+  return training.make_feed(*dataset().train)
+
+
+@functools.cache
+def clean_feed(seed: int = 0, ratio: float = CLEAN_RATIO) -> training.Feed:
+  """The defender's class-balanced reserve."""
+  train = dataset().train
+  index = data.reserve_clean(
+    keys.root(seed), train.labels, ratio, sampler='class_balanced'
+  )
+  return training.make_feed(*train, index)
+
+
+def _length(name: str, epochs: int = RECIPE.epochs) -> dict:
+  return dict(
+    name=name,
+    num_epochs=epochs,
+    batch_size=RECIPE.batch_size,
+    reads='train',
+  )
+
+
+def _seeds() -> jax.Array:
+  return sweep.member_keys(keys.root(0), SEEDS, shared=False)
+
+
+@functools.cache
+def victims(name: str = 'badnets') -> Victims:
+  """Three seeds of an attack, trained as one program."""
+  images, labels = dataset().train
+  seeds, method = _seeds(), attack(name)
+  state = jax.vmap(
+    lambda key: method.init(keys.stream(key, 'attack'), images, labels)
+  )(seeds)
+  phase = training.implant(
+    classifier(),
+    method,
+    training.optimizer(RECIPE),
+    augment=augment(),
+    **_length('implant', EPOCHS.get(name, RECIPE.epochs)),
+  )
+  carry, _ = training.run_phases(
+    (phase,),
+    types.Carry(model=_initial(seeds), extra=state),
+    {'train': train_feed()},
+    seeds,
+    lift=sweep.lift,
+  )
+  return Victims(name, carry.extra, carry.model)
+
+
+def victim(name: str = 'badnets') -> Victims:
+  """One backdoored checkpoint: the first of the three."""
+  return victims(name)[0]
+
+
+def _initial(seeds: jax.Array) -> types.ModelState:
+  """Initial weights of a stack, drawn one after the other."""
+  draws = [classifier().init(keys.stream(key, 'init')) for key in seeds]
+  return tree.stack(draws)
+
+
+@functools.cache
+def clean_model() -> types.ModelState:
+  """The same recipe without an attack."""
+  phase = training.supervised(
+    classifier(), training.optimizer(RECIPE), augment=True, **_length('train')
+  )
+  key = keys.root(0)
+  model = classifier().init(keys.stream(key, 'init'))
+  carry, _ = training.run_phases(
+    (phase,),
+    types.Carry(model=model, extra={}),
+    {'train': train_feed()},
+    key,
+    augment=augment(),
+  )
+  return carry.model
+
+
+@functools.cache
+def defense_program(name: str):
+  """{'model', 'hp'} of each member -> its carry, compiled once per method."""
+  entry = registry.get(defenses.REGISTRY, name, 'defense')
+
+  def run(member, feed, key):
+    carry = types.Carry(model=member['model'], extra={})
+    phases = entry.make(classifier(), member['hp']).phases
+    return training.run_phases(
+      phases, carry, {'clean': feed}, key, augment=augment()
+    )[0]
+
+  return sweep.lift(run)
+
+
+def defend(name: str, hp, attack_name: str = 'badnets') -> types.Carry:
+  """The three victims after a defense, as one program."""
+  stack = {
+    'model': victims(attack_name).model,
+    'hp': tree.broadcast(jax.tree.map(jnp.float32, hp), SEEDS),
+  }
+  return defense_program(name)(stack, clean_feed(), keys.root(0))
+
+
+@functools.cache
+def _count(name: str | None, network: types.Classifier):
+  """The jitted counts of a model and, with an attack, of its trigger."""
+  images, labels = dataset().test
+
+  @jax.jit
+  def count(model, state):
+    if name is None:
+      return eval.count(network, model, images, labels)
+    method = attack(name)
+    return eval.count(
+      network,
+      model,
+      images,
+      labels,
+      stamp=lambda x, key, index: method.stamp(state, x, key, index),
+      relabel=method.relabel,
+      key=keys.stream(keys.root(0), 'test_trigger'),
+    )
+
+  return count
+
+
+def evaluate(
+  model: types.ModelState,
+  victim: Victims | None = None,
+  network: types.Classifier | None = None,
+) -> dict:
+  """Rates on the test set, with the victim's trigger where one is given."""
+  name, state = (victim.name, victim.state) if victim else (None, None)
+  return eval.rates(_count(name, network or classifier())(model, state))
+
+
+def evaluate_stack(model: types.ModelState, victims: Victims) -> list[dict]:
+  """Rates of every member of a stack with the trigger of its victim."""
+  return [
+    evaluate(tree.take(model, i), victims[i])
+    for i in range(tree.stack_size(model))
+  ]
