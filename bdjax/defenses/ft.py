@@ -35,27 +35,14 @@ from bdjax import checks, training, types
 
 
 @types.hparams
-class FtHParams:
+class FtHParams(training.RecipeHParams):
   """Hyper-parameters of FT; the defaults are the benchmark's for CIFAR-10.
 
-  Attributes:
-    epochs: passes over the clean set.
-    batch_size: images per step.
-    lr: learning rate at the start.
-    momentum: heavy-ball momentum.
-    weight_decay: coupled, on all parameters.
-    schedule: 'cosine_epoch' | 'cyclic_iter' | 'constant'.
-    t_max: half period of the cosine; None = all epochs (100 steps for
-      'cyclic_iter').
+  Those of `training.RecipeHParams`, epochs being passes over the clean set,
+  of which the short last batch wraps round.
   """
 
-  epochs: int = 100
   batch_size: int = 256
-  lr: float = 0.01
-  momentum: float = 0.9
-  weight_decay: float = 5e-4
-  schedule: str = 'cosine_epoch'
-  t_max: int | None = None
 
 
 def ft(

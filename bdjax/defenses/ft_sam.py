@@ -40,30 +40,19 @@ from bdjax import checks, optim, training, types
 
 
 @types.hparams
-class FtSamHParams:
+class FtSamHParams(training.RecipeHParams):
   """Hyper-parameters of FT-SAM; the defaults are the paper's for CIFAR-10.
 
+  Those of `training.RecipeHParams`, epochs being passes over the clean set,
+  of which the short last batch wraps round, and weight decay taken at w.
+
   Attributes:
-    epochs: passes over the clean set.
-    batch_size: images per step.
-    lr: learning rate at the start.
-    momentum: heavy-ball momentum.
-    weight_decay: coupled, on all parameters, taken at w.
-    schedule: 'cosine_epoch' | 'cyclic_iter' | 'constant'.
-    t_max: half period of the cosine; None = all epochs (100 steps for
-      'cyclic_iter').
     rho: radius of the perturbation: of ‖ε ⊘ |w|‖₂ if `adaptive`, else ‖ε‖₂.
     adaptive: whether the perturbation scales with w², as published.
     label_smoothing: mass taken from the label, spread over other classes.
   """
 
-  epochs: int = 100
   batch_size: int = 256
-  lr: float = 0.01
-  momentum: float = 0.9
-  weight_decay: float = 5e-4
-  schedule: str = 'cosine_epoch'
-  t_max: int | None = None
   rho: float = 2.0
   adaptive: bool = True
   label_smoothing: float = 0.1

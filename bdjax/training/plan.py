@@ -46,7 +46,7 @@ def plan(phase: types.Phase, feed: Feed | None) -> Plan:
   return Plan(steps, num_epochs, per_epoch, size, n)
 
 
-def feed_of(phase: types.Phase, feeds: Mapping[str, Feed]):
+def feed_of(phase: types.Phase, feeds: Mapping[str, Feed]) -> Feed | None:
   """The feed a phase reads, None where it reads nothing."""
   if phase.reads == 'none':
     return None
