@@ -18,8 +18,8 @@ STAGE_OF_FIGURE = {
   'beside the backdoor existence coefficient.',
   'paths': 'Along the straight path from the backdoored to the defended model.',
 }
-DATASET = flags.DEFINE_string(
-  'dataset', None, 'Only records of this data set; default: all.'
+ONLY = flags.DEFINE_string(
+  'only', None, 'Only records of this data set; default: all.'
 )
 
 
@@ -35,11 +35,11 @@ def main(config, context: cli.Context) -> list[dict]:
   """
   del config
   records = zoo.records.read(context.records)
-  if DATASET.value:
-    records = [r for r in records if r['dataset'] == DATASET.value]
+  if ONLY.value:
+    records = [r for r in records if r['dataset'] == ONLY.value]
     if not records:
       raise ValueError(
-        f'{context.records} has no record of dataset {DATASET.value}.'
+        f'{context.records} has no record of dataset {ONLY.value}.'
       )
   return write(context.workdir, records)
 

@@ -187,7 +187,7 @@ def reserve_clean(
     (20,)
   """
   checks.typed_key(key=key)
-  checks.fraction(ratio=ratio)
+  checks.fraction(clean_ratio=ratio)
   checks.one_of(SAMPLERS, sampler=sampler)
   labels = np.asarray(labels)
   order = np.asarray(jax.random.permutation(key, len(labels)))
@@ -204,7 +204,7 @@ def _share(total: int, ratio: float, parts: int) -> int:
   if n < 1:
     unit = 'example' if parts == 1 else f'example in each of {parts} classes'
     raise ValueError(
-      f'`ratio={ratio}` of {total} examples is less than one {unit}; use at '
+      f'`clean_ratio={ratio}` of {total} examples is less than one {unit}; use at '
       f'least {parts / total:g}.'
     )
   return n
@@ -217,7 +217,7 @@ def _first_of_each_class(order, labels, ratio: float) -> np.ndarray:
   if n > counts.min():
     rare = classes[counts.argmin()]
     raise ValueError(
-      f"`ratio={ratio}` asks for {n} examples per class ('class_balanced'), "
+      f"`clean_ratio={ratio}` asks for {n} examples per class ('class_balanced'), "
       f'but class {rare} has {counts.min()}; use a ratio up to '
       f"{counts.min() * len(classes) / len(labels):.4g} or sampler='random'."
     )

@@ -275,8 +275,4 @@ def _check_call(info, images, edits, taps=()) -> None:
       f'[b, {", ".join(map(str, info.image_shape))}]. Resize the images or '
       'make the classifier from their DataSpec.'
     )
-  if not jnp.issubdtype(images.dtype, jnp.floating):
-    raise TypeError(
-      f'`images` has dtype {images.dtype}; images must be floats in [0, 1], '
-      'convert uint8 with data.to_float.'
-    )
+  checks.unit_images(images=images)
