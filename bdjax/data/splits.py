@@ -204,8 +204,8 @@ def _share(total: int, ratio: float, parts: int) -> int:
   if n < 1:
     unit = 'example' if parts == 1 else f'example in each of {parts} classes'
     raise ValueError(
-      f'`clean_ratio={ratio}` of {total} examples is less than one {unit}; use at '
-      f'least {parts / total:g}.'
+      f'`clean_ratio={ratio}` of {total} examples is less than one {unit}; use '
+      f'at least {parts / total:g}.'
     )
   return n
 
@@ -217,8 +217,8 @@ def _first_of_each_class(order, labels, ratio: float) -> np.ndarray:
   if n > counts.min():
     rare = classes[counts.argmin()]
     raise ValueError(
-      f"`clean_ratio={ratio}` asks for {n} examples per class ('class_balanced'), "
-      f'but class {rare} has {counts.min()}; use a ratio up to '
+      f'`clean_ratio={ratio}` asks for {n} examples per class '
+      f"('class_balanced'), but class {rare} has {counts.min()}; use a ratio up to "
       f"{counts.min() * len(classes) / len(labels):.4g} or sampler='random'."
     )
   return np.concatenate([order[labels[order] == c][:n] for c in classes])
