@@ -45,7 +45,9 @@ class World(NamedTuple):
 def _identity(dataset: data.Dataset) -> str:
   """Digest of names, sizes and all labels, in order."""
   parts = {
-    split: hashlib.sha256(np.asarray(part.labels, np.int32)).hexdigest()
+    split: hashlib.sha256(
+      np.asarray(part.labels, np.int32).tobytes()
+    ).hexdigest()
     for split, part in (('train', dataset.train), ('test', dataset.test))
   }
   shape = dataset.spec.image_shape
@@ -161,20 +163,22 @@ def load_model(artefact: zoo.Artefact, world: World) -> types.ModelState:
   return zoo.load_state(artefact, shapes)['model']
 
 
-def rates(world: World, model, victim: Victim | None = None, **kwargs):
+def rates(
+  world: World,
+  model: types.ModelState,
+  victim: Victim | None = None,
+  classifier: types.Classifier | None = None,
+) -> dict[str, Any]:
   """C-Acc and, with a victim's attack, ASR and R-Acc on the test set."""
   test = world.dataset.test
-  attack = {}
-  if victim is not None:
-    attack = dict(
-      stamp=victim.stamp, relabel=victim.attack.relabel, key=stamp_key()
-    )
   return eval.evaluate(
-    kwargs.pop('classifier', world.classifier),
+    classifier or world.classifier,
     model,
     jnp.asarray(test.images),
     jnp.asarray(test.labels),
-    **(attack | kwargs),
+    stamp=victim.stamp if victim else None,
+    relabel=victim.attack.relabel if victim else None,
+    key=stamp_key() if victim else None,
   )
 
 

@@ -215,11 +215,11 @@ def _first_of_each_class(order, labels, ratio: float) -> np.ndarray:
   classes, counts = np.unique(labels, return_counts=True)
   n = _share(len(labels), ratio, len(classes))
   if n > counts.min():
-    rare = classes[counts.argmin()]
+    rare, most = classes[counts.argmin()], counts.min()
     raise ValueError(
       f'`clean_ratio={ratio}` asks for {n} examples per class '
-      f"('class_balanced'), but class {rare} has {counts.min()}; use a ratio up to "
-      f"{counts.min() * len(classes) / len(labels):.4g} or sampler='random'."
+      f"('class_balanced'), but class {rare} has {most}; use a ratio up to "
+      f"{most * len(classes) / len(labels):.4g} or sampler='random'."
     )
   return np.concatenate([order[labels[order] == c][:n] for c in classes])
 
