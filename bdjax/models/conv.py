@@ -1,19 +1,25 @@
 """A 2-D convolution whose gradients keep XLA's fast path on CPU.
 
-XLA-CPU puts only the convolutions of a program's entry computation into its
-fast form. Inside `lax.scan`, `while_loop` or `lax.map` the convolutions that
-automatic differentiation writes (axes permuted) run 10–60 times slower than at
-top level. Here both gradients are written as convolutions of the plain NHWC
-form, so that a scanned training step costs what a looped one does:
+On CPU, the convolutions that automatic differentiation writes (axes permuted)
+run 10–60 times slower inside `lax.scan`, `while_loop` or `lax.map` than at top
+level, and 3×3 kernels on maps of less than 3×3 up to 100 times slower than
+elsewhere, because XLA exchanges images and kernel. Here all of it is written
+in forms that stay fast, so that a scanned training step costs what a looped
+one does:
 
+  forward          a plain NHWC convolution; on maps smaller than the kernel
+                   one matrix product with the images' patches;
   input gradient   g, dilated by the stride, convolved with the flipped kernel
                    whose input and output channels are swapped;
-  weight gradient  x as [c, h, w, b] convolved with g as a kernel [h, w, b, d],
-                   dilated by the stride.
+  weight gradient  one matrix product of x, shifted along the columns, with g,
+                   shifted along the rows: (kw·c) × (kh·d) sums hold each pair
+                   of shifts once. With a stride along the rows, of the patches
+                   of x with g. With groups or dilated images, x as
+                   [c, h, w, b] convolved with g as a kernel [h, w, b, d].
 
-The family is closed: each gradient is the same function with other strides,
-dilations and padding, so every order of reverse mode takes the fast path. 1×1
-convolutions are matrix products and need no rule of their own.
+tests/benchmarks/README.md tells what was measured. The family is closed: each
+gradient's own gradients are in it again, so every order of reverse mode takes
+the fast path. 1×1 convolutions are matrix products and need no rule.
 
 Reverse mode, `vmap`, `jit` and `scan` need nothing special. Forward mode does:
 JAX lets a function have its own VJP or its own JVP but not both, therefore
@@ -321,8 +327,8 @@ def _row_product(form: _Form, window, x, g) -> jax.Array:
   reach = (kh - 1) * dilation
   before, height = reach - low, x.shape[1]
   after = height + reach - g.shape[1] - before
-  zero = jnp.zeros((), g.dtype)
-  g = lax.pad(g, zero, ((0, 0, 0), (before, after, 0), (0, 0, 0), (0, 0, 0)))
+  along_rows = ((0, 0, 0), (before, after, 0), (0, 0, 0), (0, 0, 0))
+  g = lax.pad(g, jnp.zeros((), g.dtype), along_rows)
   starts = [(kh - 1 - i) * dilation for i in range(kh)]
   rows = jnp.concatenate([g[:, i : i + height] for i in starts], 3)
   out = _flat_product(form, columns, rows)
@@ -344,24 +350,16 @@ def _flat_product(form: _Form, a, b) -> jax.Array:
 
 
 def _convolve_patches(form: _Form, x, kernel) -> jax.Array:
-  """A convolution as one product, for maps smaller than the kernel.
-
-  There XLA would exchange images and kernel and leave its fast path.
-  """
+  """A convolution as one matrix product, [b, h', w', d]."""
   kh, kw, c, d = kernel.shape
-  x_padded = _spread(form, x)
-  size = [
-    (x_padded.shape[1 + axis] - _dilated(k, form.kernel_dilation[axis]))
-    // form.strides[axis]
-    + 1
-    for axis, k in enumerate((kh, kw))
-  ]
-  patches = _patches(form, (kh, kw), size, x)
-  out = jnp.dot(
-    patches.reshape(-1, kh * kw * c),
-    kernel.reshape(-1, d),
-    precision=form.precision,
-  )
+  size = []
+  for axis in range(2):
+    window = _dilated(kernel.shape[axis], form.kernel_dilation[axis])
+    spread = _dilated(x.shape[1 + axis], form.x_dilation[axis])
+    spread += sum(form.padding[axis])
+    size.append((spread - window) // form.strides[axis] + 1)
+  patches = _patches(form, (kh, kw), size, x).reshape(-1, kh * kw * c)
+  out = jnp.dot(patches, kernel.reshape(-1, d), precision=form.precision)
   return out.reshape(x.shape[0], *size, d)
 
 

@@ -111,14 +111,14 @@ class Pixels:
   @staticmethod
   def stamp(images: torch.Tensor) -> torch.Tensor:
     images = images.clone(memory_format=torch.preserve_format)
-    images[:, :, -4:-1, -4:-1] = 1.0
+    images[:, :, -3:, -3:] = 1.0
     return images
 
 
 def poison(images: np.ndarray, labels: np.ndarray, indices, target: int):
   """Patched copies of images and labels; poisoning precedes training."""
   images, labels = images.copy(), labels.copy()
-  images[indices, -4:-1, -4:-1] = 255
+  images[indices, -3:, -3:] = 255
   labels[indices] = target
   return images, labels
 

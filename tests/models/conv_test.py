@@ -1,3 +1,5 @@
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,10 @@ CASES = (
   ('grouped', (2, 5, 5, 4), (3, 3, 2, 6), 1, 1, 2),
   ('patches', (2, 8, 8, 3), (4, 4, 3, 5), 4, 0, 1),
   ('patches_with_rest', (2, 7, 9, 3), (4, 4, 3, 5), 4, 0, 1),
+  ('smaller_than_its_kernel', (2, 2, 2, 3), (3, 3, 3, 4), 1, 1, 1),
+  ('one_pixel', (2, 1, 1, 3), (3, 3, 3, 4), 1, 1, 1),
+  ('stride2_to_one_pixel', (2, 2, 2, 3), (3, 3, 3, 4), 2, 1, 1),
+  ('row_of_pixels', (2, 1, 6, 3), (3, 3, 3, 4), 1, 1, 1),
 )
 
 
@@ -120,6 +126,29 @@ class ConvTest(parameterized.TestCase):
       )(*args)
       for step in (0, 1):
         assert_trees_close(jax.tree.map(lambda a, i=step: a[i], ours), theirs)
+
+  @parameterized.named_parameters(CASES[0], CASES[1])
+  def test_the_batch_in_pieces(self, x, k, stride, padding, groups):
+    # Room for the copies of one image alone.
+    self.enter_context(mock.patch.object(conv, '_CACHE', 2000))
+    with jax.enable_x64(True):
+      own, plain = both(stride=stride, padding=padding, groups=groups)
+      args = arrays((6, *x[1:]), k)
+      fns = derivatives(own), derivatives(plain)
+      self.assertIn('scan', str(jax.make_jaxpr(fns[0])(*args)))
+      ours, theirs = jax.jit(lambda *args: [fn(*args) for fn in fns])(*args)
+      assert_trees_close(ours, theirs)
+
+  def test_pieces_of_half_precision_sum_in_single(self):
+    # Each image adds 1; beyond 256, bfloat16 would no longer notice.
+    self.enter_context(mock.patch.object(conv, '_CACHE', 1))
+    own, _ = both(stride=1, padding=0, groups=1)
+    x = jnp.ones((512, 2, 2, 1), jnp.bfloat16)
+    k = jnp.zeros((2, 2, 1, 1), jnp.bfloat16)
+    grad = jax.grad(lambda k: own(x, k).sum().astype(jnp.float32))(k)
+    np.testing.assert_array_equal(
+      grad.astype(np.float32), np.full(k.shape, 512)
+    )
 
   @parameterized.parameters((0, 0), (0, None), (None, 0))
   def test_vmap_equals_a_loop(self, x_axis, kernel_axis):

@@ -1,0 +1,63 @@
+"""C-Acc, ASR and R-Acc of K checkpoints, in each mode of the sweep."""
+
+import jax
+import jax.numpy as jnp
+
+from bdjax import attacks, data, eval, models, sweep, tree, types
+from tests.benchmarks import step_bench, timing
+
+KEY = jax.random.key(0)
+
+
+def evaluation(repeats: int, torch, arch: str, k: int, num: int) -> dict:
+  """Seconds of evaluating k checkpoints, per mode."""
+  name = 'cifar10' if arch == 'preactresnet18' else 'synthetic'
+  spec = data.spec(name)
+  options = {'width': 16}
+  classifier = models.make(arch, spec, **options)
+  attack = attacks.badnets(spec)
+  images, labels = step_bench.pictures(num, spec.image_shape[0])
+  labels = labels % spec.num_classes
+  state = attack.init(KEY, images, labels)
+  stack = tree.stack([classifier.init(jax.random.key(i)) for i in range(k)])
+
+  def count(model, images, labels):
+    return eval.count(
+      classifier,
+      model,
+      images,
+      labels,
+      stamp=lambda x, key, index: attack.stamp(state, x, key, index),
+      relabel=attack.relabel,
+      key=KEY,
+    )
+
+  images, labels = jnp.asarray(images), jnp.asarray(labels)
+  sides = {}
+  for mode in ('map', 'loop', 'vmap'):
+    lifted = sweep.lift(count, types.Exec(mode=mode))
+    sides[f'ours_{mode}'] = lambda run=lifted: run(stack, images, labels)
+  if torch is not None:
+    sides['torch'] = _torch(torch, arch, spec, k, images, labels)
+  return {
+    'what': f'C-Acc + ASR + R-Acc of K = {k}, {arch} width 16, '
+    f'{num} images of {spec.image_shape[0]}×{spec.image_shape[1]}',
+    'unit': 's',
+    'per': 1.0,
+    'sides': timing.compare(sides, repeats),
+  }
+
+
+def _torch(torch_reference, arch, spec, k, images, labels):
+  import numpy as np
+  import torch
+
+  nets = [
+    torch_reference.make_net(arch, spec.num_classes, 16) for _ in range(k)
+  ]
+  pixels = torch_reference.Pixels(spec)
+  x = torch.from_numpy(np.array(images))
+  y = torch.from_numpy(np.array(labels)).long()
+  return lambda: [
+    torch_reference.evaluate(net, x, y, pixels, 0) for net in nets
+  ]
