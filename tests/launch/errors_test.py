@@ -133,7 +133,7 @@ class CommandLineTest(parameterized.TestCase):
 
   def test_percent_in_place_of_a_ratio(self):
     self.assert_refused(
-      r'`ratio=5\.0` is not in \(0, 1\].*use 0\.05 for 5 %',
+      r'`clean_ratio=5\.0` is not in \(0, 1\].*use 0\.05 for 5 %',
       defend.main,
       ft.get_config('quick,clean_ratio=5'),
       _store(),
