@@ -312,8 +312,9 @@ class DefensesContractTest(parameterized.TestCase):
   @parameterized.product(name=NAMES)
   def test_hparams_are_documented(self, name):
     cls = defenses.REGISTRY[name].hparams
+    documented = ''.join(base.__doc__ or '' for base in cls.__mro__[:-1])
     for field in dataclasses.fields(cls):
-      self.assertIn(f'{field.name}: ', cls.__doc__)
+      self.assertIn(f'{field.name}: ', documented)
 
   @parameterized.product(name=NAMES)
   def test_info_is_complete(self, name):
