@@ -274,7 +274,16 @@ class Clock(NamedTuple):
   num_epochs: int
 
 
-Reads = Literal['clean', 'train', 'pool', 'none']
+Reads = Literal[
+  'clean',
+  'clean_fit',
+  'clean_val',
+  'train',
+  'pool',
+  'test_clean',
+  'test_triggered',
+  'none',
+]
 
 
 class Phase(NamedTuple):
@@ -291,8 +300,11 @@ class Phase(NamedTuple):
     num_steps: length in steps, static.
     num_epochs: length in epochs, static.
     batch_size: examples per step; an epoch smaller than this is one batch.
-    reads: 'clean' (the defender's reserve), 'train' (possibly poisoned),
-      'pool' (a re-activation attacker's own images) or 'none'.
+    reads: 'clean' (the defender's reserve), 'clean_fit' and 'clean_val' (four
+      fifths of it and the rest, made by the loop), 'train' (possibly
+      poisoned), 'pool' (a re-activation attacker's own images), 'test_clean'
+      and 'test_triggered' (what no defender has; only to reproduce selections
+      published with it) or 'none'.
     augment: True for the data set's recipe, or (images, keys) -> images.
     drop_last: whether an epoch's short last batch is dropped; otherwise it is
       filled by wrapping round to the epoch's beginning.

@@ -1,6 +1,8 @@
-"""Input perturbations: projections, a kind clip, universal descent."""
+"""Input perturbations: projections, a kind clip, descent for one or for all."""
 
 from bdjax.perturb.clip import clip_unit as clip_unit
+from bdjax.perturb.per_image import project_each as project_each
+from bdjax.perturb.per_image import sign_descent as sign_descent
 from bdjax.perturb.projections import NORMS as NORMS
 from bdjax.perturb.projections import Norm as Norm
 from bdjax.perturb.projections import project as project

@@ -5,10 +5,12 @@ of the key and the step's number, so that neither chunking nor a restart can
 change it.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, UInt8
 
 from bdjax import keys, types
@@ -57,6 +59,36 @@ def make_feed(images, labels, index=None) -> Feed:
     labels=jnp.asarray(labels, jnp.int32),
     index=index.astype(jnp.int32),
   )
+
+
+def split_feed(feed: Feed, share: float = 0.2) -> tuple[Feed, Feed]:
+  """Splits what a feed may see into a part to fit on and one held out.
+
+  The choice depends on nothing but the number of rows: all methods that get
+  the same reserve hold out the same images of it.
+
+  Args:
+    feed: what to split; `index` may have leading axes.
+    share: held-out share, at least one row; what is left keeps one as well.
+
+  Returns:
+    (fit, held out).
+
+  Raises:
+    ValueError: if there are fewer than two rows.
+  """
+  n = feed.index.shape[-1]
+  if n < 2:
+    raise ValueError(
+      f'{n} row cannot be split into fitting and held-out images; raise the '
+      'clean ratio.'
+    )
+  order = np.random.default_rng(0).permutation(n)
+  cut = min(max(round(share * n), 1), n - 1)
+  rows = lambda part: dataclasses.replace(
+    feed, index=feed.index[..., np.sort(part)]
+  )
+  return rows(order[cut:]), rows(order[:cut])
 
 
 def batch_size(phase: types.Phase, n: int) -> int:
@@ -113,6 +145,7 @@ def fetch(
   rows: jax.Array,
   key: jax.Array,
   augment: Callable[[jax.Array, jax.Array], jax.Array] | None,
+  mask: jax.Array | None = None,
 ) -> types.Batch:
   """One batch: gathered, in [0, 1], augmented per example.
 
@@ -121,6 +154,8 @@ def fetch(
     rows: int [b], positions in `feed.index`.
     key: the step's augmentation key.
     augment: (images, keys [b]) -> images, or None.
+    mask: bool [b], False where an example of this epoch comes again to fill
+      the batch, so that counts can leave it out; None = all True.
 
   Returns:
     {'image' [b, h, w, c], 'label' [b], 'index' [b], 'mask' [b]}.
@@ -133,5 +168,5 @@ def fetch(
     'image': images,
     'label': feed.labels[index],
     'index': index,
-    'mask': jnp.ones(index.shape, bool),
+    'mask': jnp.ones(index.shape, bool) if mask is None else mask,
   }

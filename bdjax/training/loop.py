@@ -159,7 +159,10 @@ def _scan(run, phase, plan, length):
       batch = {}
       if feed is not None:
         augment_key = keys.at(phase_keys['augment'], step)
-        batch = feeding.fetch(feed, row, augment_key, augment)
+        place = step % plan.per_epoch * plan.size + jnp.arange(plan.size)
+        batch = feeding.fetch(
+          feed, row, augment_key, augment, mask=place < plan.n
+        )
       clock = types.Clock(
         key=keys.at(phase_keys['step'], step),
         step=step,

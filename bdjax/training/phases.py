@@ -1,4 +1,4 @@
-"""Phases that many methods share: descend on a loss, tune, implant."""
+"""Phases that many methods share: fit a tree, tune a model, implant."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,18 +10,78 @@ from bdjax import keys, types
 from bdjax.training import losses
 
 
-class DescentState(NamedTuple):
-  """State of a descent phase.
+class FitState(NamedTuple):
+  """State of a phase made by `fit`.
 
   Attributes:
-    model: the model being trained.
+    trained: the tree that the optimizer moves.
+    rest: everything else that the steps carry along.
     opt_state: the optimizer's state.
-    extra: `Carry.extra`, an attack's state for instance.
   """
 
-  model: types.ModelState
+  trained: types.PyTree
+  rest: types.PyTree
   opt_state: Any
-  extra: types.PyTree
+
+
+def fit(
+  start: Callable[[jax.Array, types.Carry], tuple[Any, Any]],
+  objective: Callable[..., tuple[jax.Array, Any]],
+  optimizer: optax.GradientTransformationExtraArgs,
+  *,
+  finish: Callable[[Any, Any], types.Carry],
+  prepare: Callable[..., tuple[Any, types.Batch]] | None = None,
+  constrain: Callable[[Any, Any], Any] | None = None,
+  **length: Any,
+) -> types.Phase:
+  """A phase whose step is one optimizer update of any tree.
+
+  What is trained may be all weights, some of them, masks or a polarizer; what
+  is not in `trained` cannot move by decay or by mistake.
+
+  Args:
+    start: (key, Carry) -> (trained, rest).
+    objective: (trained, rest, batch, clock) -> (loss, (metrics, rest)); its
+      `rest` is that of the next step.
+    optimizer: its `update` gets the keyword arguments `clock` and `grad_fn`:
+      (trained, i) -> gradients on the same batch.
+    finish: (trained, rest) -> Carry.
+    prepare: (trained, rest, batch, clock) -> (rest, batch) before the step,
+      such as a search for adversarial images; no gradient passes it.
+    constrain: (trained, rest) -> trained, a projection after the update.
+    **length: the remaining fields of the `Phase`: name, num_epochs, ….
+
+  Returns:
+    The phase; its metrics are `loss`, before the update, and the objective's.
+  """
+
+  def init(key: jax.Array, carry: types.Carry) -> FitState:
+    trained, rest = start(key, carry)
+    return FitState(trained, rest, optimizer.init(trained))
+
+  def step(state: FitState, batch: types.Batch, clock: types.Clock):
+    trained, rest, opt_state = state
+    if prepare is not None:
+      rest, batch = prepare(trained, rest, batch, clock)
+    loss_fn = lambda tree: objective(tree, rest, batch, clock)
+    grad_fn = lambda tree, i: jax.grad(loss_fn, has_aux=True)(tree)[0]
+    (loss, (metrics, rest)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      trained
+    )
+    updates, opt_state = optimizer.update(
+      grads, opt_state, trained, clock=clock, grad_fn=grad_fn
+    )
+    trained = optax.apply_updates(trained, updates)
+    if constrain is not None:
+      trained = constrain(trained, rest)
+    return FitState(trained, rest, opt_state), {'loss': loss, **metrics}
+
+  return types.Phase(
+    init=init,
+    step=step,
+    finish=lambda state: finish(state.trained, state.rest),
+    **length,
+  )
 
 
 def descent(
@@ -42,47 +102,41 @@ def descent(
     optimizer: its `update` gets the keyword arguments `clock` and `grad_fn`:
       (params, i) -> gradients on the same batch.
     prepare: (extra, model, batch, clock) -> (extra, batch) before the step.
-    **length: the remaining fields of the `Phase`: name, num_epochs, ….
+    **length: the remaining fields of the `Phase`, and `constrain` of `fit`.
 
   Returns:
     The phase; its metrics are `loss` and `accuracy` before the update.
   """
 
-  def init(key: jax.Array, carry: types.Carry) -> DescentState:
+  def model_of(params, rest):
+    return types.ModelState(params=params, batch_stats=rest[0])
+
+  def start(key, carry):
     del key
-    opt_state = optimizer.init(carry.model.params)
-    return DescentState(carry.model, opt_state, carry.extra)
+    return carry.model.params, (carry.model.batch_stats, carry.extra)
 
-  def step(state: DescentState, batch: types.Batch, clock: types.Clock):
-    model, opt_state, extra = state
-    if prepare is not None:
-      extra, batch = prepare(extra, model, batch, clock)
+  def prepared(params, rest, batch, clock):
+    assert prepare is not None
+    extra, batch = prepare(rest[1], model_of(params, rest), batch, clock)
+    return (rest[0], extra), batch
 
-    def loss_fn(params):
-      here = types.ModelState(params=params, batch_stats=model.batch_stats)
-      return objective(here, extra, batch, clock)
-
-    grad_fn = lambda params, i: jax.grad(loss_fn, has_aux=True)(params)[0]
-    (loss, (logits, new)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      model.params
-    )
-    updates, opt_state = optimizer.update(
-      grads, opt_state, model.params, clock=clock, grad_fn=grad_fn
-    )
-    model = types.ModelState(
-      params=optax.apply_updates(model.params, updates),
-      batch_stats=new.batch_stats,
+  def loss(params, rest, batch, clock):
+    value, (logits, new) = objective(
+      model_of(params, rest), rest[1], batch, clock
     )
     accuracy = losses.accuracy(logits, batch['label'])
-    return (
-      DescentState(model, opt_state, extra),
-      {'loss': loss, 'accuracy': accuracy},
-    )
+    return value, ({'accuracy': accuracy}, (new.batch_stats, rest[1]))
 
-  def finish(state: DescentState) -> types.Carry:
-    return types.Carry(model=state.model, extra=state.extra)
-
-  return types.Phase(init=init, step=step, finish=finish, **length)
+  return fit(
+    start,
+    loss,
+    optimizer,
+    finish=lambda params, rest: types.Carry(
+      model=model_of(params, rest), extra=rest[1]
+    ),
+    prepare=prepared if prepare is not None else None,
+    **length,
+  )
 
 
 def supervised(

@@ -4,7 +4,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from bdjax import types
-from bdjax.training.feed import Feed, batch_size, steps_per_epoch
+from bdjax.training.feed import (
+  Feed,
+  batch_size,
+  split_feed,
+  steps_per_epoch,
+)
 
 
 class Plan(NamedTuple):
@@ -47,9 +52,16 @@ def plan(phase: types.Phase, feed: Feed | None) -> Plan:
 
 
 def feed_of(phase: types.Phase, feeds: Mapping[str, Feed]) -> Feed | None:
-  """The feed a phase reads, None where it reads nothing."""
+  """The feed a phase reads, None where it reads nothing.
+
+  'clean_fit' and 'clean_val' are the parts of 'clean' unless they are given.
+  """
   if phase.reads == 'none':
     return None
+  if phase.reads in ('clean_fit', 'clean_val') and 'clean' in feeds:
+    names = ('clean_fit', 'clean_val')
+    parts = zip(names, split_feed(feeds['clean']), strict=True)
+    feeds = {**dict(parts), **feeds}
   if phase.reads not in feeds:
     raise ValueError(
       f"Phase '{phase.name}' reads '{phase.reads}', but the feeds are "

@@ -1,16 +1,15 @@
 """What every defense of the registry must satisfy.
 
-What makes a method short enough stands in `SHORT`, the leaves it promises to
-leave alone in `FROZEN`, what it does to running statistics in `TRAIN_BN`, and
-what it achieves on the toy world in `EFFECT`.
+What the tests must know of a method, and what it achieves on the toy world,
+stands in `defense_facts`.
 """
 
+import collections
 import dataclasses
 import doctest
 import functools
 import json
 import sys
-from typing import NamedTuple
 
 import chex
 import jax
@@ -29,45 +28,13 @@ from bdjax import (
   types,
 )
 from tests import small_nets, toy
+from tests.contracts.defense_facts import FACTS
 
 NET = small_nets.conv_net(size=8, classes=4, width=4)
 KEY = jax.random.key(0)
-NUM, BATCH = 12, 4
+NUM = 12
 IMAGES = small_nets.random_images(0, NUM)
 LABELS = np.arange(NUM, dtype=np.int32) % 4
-SHORT: dict[str, dict] = {
-  'ft': dict(epochs=1, batch_size=BATCH),
-  'ft_sam': dict(epochs=1, batch_size=BATCH),
-}
-# Beginnings of paths in `params` that stay bit-identical.
-FROZEN: dict[str, tuple[str, ...]] = {}
-# Methods whose running statistics move; those of all others stay.
-TRAIN_BN = ('ft', 'ft_sam')
-
-
-class Effect(NamedTuple):
-  """What a setting does to each of three BadNets models of the toy world.
-
-  Attributes:
-    hparams: the setting.
-    asr: (least, largest) attack success rate that is left of 1.0.
-    c_acc: least clean accuracy that is left of 1.0.
-  """
-
-  hparams: dict
-  asr: tuple[float, float]
-  c_acc: float
-
-
-_TUNE = dict(epochs=20, batch_size=32)
-EFFECT: dict[str, tuple[Effect, ...]] = {
-  # The baseline: at the rate at which FT-SAM removes the backdoor it stays.
-  'ft': (
-    Effect(dict(lr=0.1, **_TUNE), asr=(0.8, 1.0), c_acc=0.98),
-    Effect(dict(lr=1.0, **_TUNE), asr=(0.0, 0.5), c_acc=0.95),
-  ),
-  'ft_sam': (Effect(dict(lr=0.1, **_TUNE), asr=(0.0, 0.4), c_acc=0.95),),
-}
 HEADINGS = (
   'Access:',
   'Space:',
@@ -82,12 +49,14 @@ HEADINGS = (
   'References:',
 )
 NAMES = tuple(defenses.REGISTRY)
-EFFECTS = tuple((name, i) for name in NAMES for i in range(len(EFFECT[name])))
+EFFECTS = tuple(
+  (name, i) for name in NAMES for i in range(len(FACTS[name].effects))
+)
 AUGMENT = data.augment_fn(toy.dataset().spec)
 
 
 def hparams(name, **changes):
-  return defenses.REGISTRY[name].hparams(**SHORT.get(name, {}) | changes)
+  return defenses.REGISTRY[name].hparams(**FACTS[name].short | changes)
 
 
 def build(name, hp, net=NET):
@@ -99,63 +68,45 @@ def model(seed=0):
   return NET.init(jax.random.key(seed))
 
 
-def batch(size=BATCH):
-  return {
-    'image': jnp.asarray(IMAGES[:size], jnp.float32) / 255,
-    'label': jnp.asarray(LABELS[:size]),
-    'index': jnp.arange(size),
-    'mask': jnp.ones(size, bool),
-  }
+def feeds():
+  """Everything a defense may read; the training set doubles as poisoned."""
+  clean = training.make_feed(IMAGES, LABELS)
+  return {'clean': clean, 'train': clean}
 
 
-def one_step(name, hp, state, key):
-  """Carry and metrics after init, one step and finish of the first phase."""
-  phase = build(name, hp).phases[0]
-  zero = jnp.zeros((), jnp.int32)
-  carry = phase.init(key, types.Carry(model=state, extra={}))
-  after, metrics = phase.step(
-    carry, batch(), types.Clock(key, zero, zero, 4, 2)
-  )
-  return phase.finish(after), metrics
-
-
-@functools.cache
-def step_program(name):
-  """`one_step` compiled, and a list that grows with each trace."""
-  traces = []
-
-  def run(hp, state, key):
-    traces.append(None)
-    return one_step(name, hp, state, key)
-
-  return jax.jit(run), traces
-
-
-@functools.cache
-def stepped(name):
-  return step_program(name)[0](hparams(name), model(), KEY)
-
-
-def run(name, state, key=KEY, net=NET, **kwargs):
-  """The whole method on the clean set; three steps where it tunes."""
-  feeds = {'clean': training.make_feed(IMAGES, LABELS)}
+def run(name, state, key=KEY, net=NET, hp=None, **kwargs):
+  """The whole method; a few steps."""
   carry = types.Carry(model=state, extra={})
-  phases = build(name, hparams(name), net).phases
+  phases = build(name, hp or hparams(name), net).phases
   return training.run_phases(
-    phases, carry, feeds, key, augment=AUGMENT, **kwargs
+    phases, carry, feeds(), key, augment=AUGMENT, **kwargs
   )
 
 
 @functools.cache
 def programs(name):
-  """The whole method, compiled for one model and for a stack."""
-  one = lambda state, key: run(name, state, key)[0]
-  return jax.jit(one), sweep.lift(one, types.Exec(mode='vmap'))
+  """The whole method, compiled for one model and for a stack, and its traces.
+
+  The list grows with each trace of the first.
+  """
+  traces = []
+
+  def one(hp, state, key):
+    traces.append(None)
+    return run(name, state, key, hp=hp)
+
+  stack = lambda state, key: run(name, state, key)[0]
+  return jax.jit(one), sweep.lift(stack, types.Exec(mode='vmap')), traces
 
 
 @functools.cache
+def outcome(name, seed=0):
+  """Carry and metrics."""
+  return programs(name)[0](hparams(name), model(seed), KEY)
+
+
 def finished(name, seed=0):
-  return programs(name)[0](model(seed), KEY)
+  return outcome(name, seed)[0]
 
 
 @functools.cache
@@ -177,19 +128,27 @@ def differ(a, b):
 class DefensesContractTest(parameterized.TestCase):
   @parameterized.product(name=NAMES)
   def test_keeps_shapes_and_dtypes_and_returns_finite_numbers(self, name):
-    carry, metrics = stepped(name)
+    carry, metrics = outcome(name)
     chex.assert_trees_all_equal_shapes_and_dtypes(carry.model, model())
     chex.assert_tree_all_finite((carry, metrics))
-    for value in metrics.values():
-      chex.assert_shape(value, ())
+    for of_phase in metrics.values():
+      for value in of_phase.values():
+        chex.assert_rank(value, 1)
 
   @parameterized.product(name=NAMES)
   def test_frozen_leaves_are_bit_identical_and_others_move(self, name):
     before, after = leaves(model().params), leaves(finished(name).model.params)
-    for path in before:
-      is_frozen = path.startswith(FROZEN.get(name, ()))
-      same = np.array_equal(before[path], after[path])
-      self.assertEqual(same, is_frozen, path)
+    facts = FACTS[name]
+    moved = {p for p in before if not np.array_equal(before[p], after[p])}
+    free = {p for p in before if not p.startswith(facts.frozen or ('\0',))}
+    self.assertLessEqual(moved, free)
+    if facts.moves == 'all':
+      self.assertEqual(moved, free)
+    elif facts.moves == 'some':
+      self.assertNotEmpty(moved)
+    else:
+      self.assertEmpty(moved)
+      self.assertNotEmpty(jax.tree.leaves(finished(name).extra))
 
   @parameterized.product(name=NAMES)
   def test_running_statistics_move_where_the_method_says_so(self, name):
@@ -197,12 +156,12 @@ class DefensesContractTest(parameterized.TestCase):
     after = leaves(finished(name).model.batch_stats)
     for path in before:
       moved = not np.array_equal(before[path], after[path])
-      self.assertEqual(moved, name in TRAIN_BN, path)
+      self.assertEqual(moved, FACTS[name].train_bn, path)
 
   @parameterized.product(name=NAMES)
-  def test_jit_equals_eager(self, name):
-    eager = one_step(name, hparams(name), model(), KEY)
-    chex.assert_trees_all_close(stepped(name), eager, rtol=1e-4, atol=1e-6)
+  def test_chunk_by_chunk_equals_traced_as_a_whole(self, name):
+    stepwise = run(name, model(), chunk=1)
+    chex.assert_trees_all_close(outcome(name), stepwise, rtol=1e-4, atol=1e-5)
 
   @parameterized.product(name=NAMES)
   def test_stack_equals_loop(self, name):
@@ -218,10 +177,11 @@ class DefensesContractTest(parameterized.TestCase):
 
   @parameterized.product(name=NAMES)
   def test_same_key_same_result_other_key_other_result(self, name):
-    again = programs(name)[0](model(), KEY)
+    program = programs(name)[0]
+    again, _ = program(hparams(name), model(), KEY)
     chex.assert_trees_all_equal(again, finished(name))
-    other = programs(name)[0](model(), jax.random.key(1))
-    self.assertTrue(differ(other, finished(name)))
+    other, _ = program(hparams(name), model(), jax.random.key(1))
+    self.assertEqual(differ(other, finished(name)), FACTS[name].uses_key)
 
   @parameterized.product(name=NAMES)
   def test_typed_keys_are_required(self, name):
@@ -230,42 +190,43 @@ class DefensesContractTest(parameterized.TestCase):
 
   @parameterized.product(name=NAMES)
   def test_float_hparams_do_not_recompile(self, name):
-    hp, one = hparams(name), stepped(name)
-    program, traces = step_program(name)
+    hp, one = hparams(name), outcome(name)
+    program, _, traces = programs(name)
     floats = [f for f in dataclasses.fields(hp) if f.type in (float, 'float')]
     self.assertNotEmpty(floats)
+    count = len(traces)
     for field in floats:
-      value = 0.5 * getattr(hp, field.name) + 0.01
-      program(dataclasses.replace(hp, **{field.name: value}), model(), KEY)
-    other, _ = program(dataclasses.replace(hp, lr=0.5), model(), KEY)
-    self.assertTrue(differ(other.model.params, one[0].model.params))
-    self.assertLen(traces, 1)
+      if not field.metadata.get('static', False):
+        value = 0.5 * getattr(hp, field.name) + 0.01
+        program(dataclasses.replace(hp, **{field.name: value}), model(), KEY)
+    changed = dataclasses.replace(hp, **FACTS[name].sensitive)
+    self.assertTrue(differ(program(changed, model(), KEY)[0], one[0]))
+    self.assertLen(traces, count)
 
   @parameterized.product(name=NAMES)
-  def test_epochs_share_one_program(self, name):
-    traces, seen = [], []
+  def test_chunks_share_one_program(self, name):
+    traces, seen = [], collections.defaultdict(set)
 
     def apply(*args, **kwargs):
       traces.append(None)
       return NET.apply(*args, **kwargs)
 
-    hp = hparams(name, epochs=3)
-    training.run_phases(
-      build(name, hp, NET._replace(apply=apply)).phases,
-      types.Carry(model=model(), extra={}),
-      {'clean': training.make_feed(IMAGES, LABELS)},
-      KEY,
-      on_chunk=lambda report: seen.append(len(traces)),
+    run(
+      name,
+      model(),
+      net=NET._replace(apply=apply),
+      chunk=1,
+      on_chunk=lambda report: seen[report.phase].add(len(traces)),
     )
-    self.assertLen(seen, 3)
-    self.assertLen(set(seen), 1)
+    for phase, counts in seen.items():
+      self.assertLen(counts, 1, phase)
 
   @parameterized.product(name=NAMES)
   def test_reads_what_its_access_allows(self, name):
     info = defenses.REGISTRY[name].info
     allowed = {'none'}
     if 'clean_labelled' in info.needs:
-      allowed.add('clean')
+      allowed |= {'clean', 'clean_fit', 'clean_val'}
     if 'poisoned_train_set' in info.needs:
       allowed.add('train')
     # No phase can read test data, nor a trigger: there is no feed of them.
@@ -285,7 +246,7 @@ class DefensesContractTest(parameterized.TestCase):
 
   @parameterized.parameters(*EFFECTS)
   def test_effect_on_the_toy_world(self, name, i):
-    effect = EFFECT[name][i]
+    effect = FACTS[name].effects[i]
     hp = defenses.REGISTRY[name].hparams(**effect.hparams)
     carry = toy.defend(name, hp)
     for rates in toy.evaluate_stack(carry.model, toy.victims()):
