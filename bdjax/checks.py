@@ -12,6 +12,10 @@ import jax
 import numpy as np
 
 
+class Unsupported(ValueError):
+  """A method cannot work with this network or these data at all."""
+
+
 def is_concrete(value: Any) -> bool:
   """Whether a value is known now, outside of any trace."""
   return not isinstance(value, jax.core.Tracer)

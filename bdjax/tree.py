@@ -147,6 +147,11 @@ def stack(trees: Sequence[_T], names: Sequence[str] | None = None) -> _T:
         f'Cannot stack {len(trees)} checkpoints: {mismatch}; stack only '
         'models of one architecture, width and number of classes.'
       )
+  return _stack(*trees)
+
+
+@jax.jit  # one program per kind of tree rather than one per shape of leaf
+def _stack(*trees):
   return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
 
 
@@ -168,7 +173,17 @@ def stack_size(stacked) -> int:
 
 
 def take(stacked: _T, i: int | jax.Array) -> _T:
-  """Member i of a stack."""
+  """Member i of a stack, or the stack of the members i [k].
+
+  Trees of NumPy arrays stay on the host.
+  """
+  if all(isinstance(x, np.ndarray) for x in jax.tree.leaves(stacked)):
+    return jax.tree.map(lambda x: x[i], stacked)
+  return _take(stacked, i)
+
+
+@jax.jit
+def _take(stacked, i):
   return jax.tree.map(lambda x: x[i], stacked)
 
 

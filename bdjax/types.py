@@ -108,11 +108,17 @@ class PruneGroup(NamedTuple):
     norm: path of the norm's parameters, such as ('stage1_0', 'bn2').
     conv: path of the producing convolution, None where a sum feeds the norm.
     channels: number of channels.
+    previous: path of the convolution before it in torch's module order: `conv`
+      where there is one; where a residual sum feeds the norm, the convolution
+      whose output was added last. For methods that are defined by that order.
+    tap: the norm's name among the taps; its input is tapped as '<tap>.in'.
   """
 
   norm: tuple[str, ...]
   conv: tuple[str, ...] | None
   channels: int
+  previous: tuple[str, ...] | None = None
+  tap: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -308,6 +314,8 @@ class Phase(NamedTuple):
     augment: True for the data set's recipe, or (images, keys) -> images.
     drop_last: whether an epoch's short last batch is dropped; otherwise it is
       filled by wrapping round to the epoch's beginning.
+    grad_passes: batches whose gradient one step takes, whatever with respect
+      to; the cost of a method apart from any machine.
   """
 
   name: str
@@ -320,6 +328,7 @@ class Phase(NamedTuple):
   reads: Reads = 'none'
   augment: bool | Callable[..., jax.Array] = False
   drop_last: bool = True
+  grad_passes: int = 1
 
 
 def keep_classifier(classifier: Classifier, extra: PyTree) -> Classifier:

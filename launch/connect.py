@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 from bdjax import connectivity, eval, keys, sweep, tree
-from launch import cli, lineage, measure, world
+from launch import cli, lineage, measure, show, world
 
 
 def main(config, context: cli.Context, parents: str | None = None) -> list:
@@ -31,8 +31,8 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
   for family in lineage.families(
     config, context, parents or flags.FLAGS.parents
   ):
-    for child in family.children:
-      _require_plain(child, family)
+    plain = [child for child in family.children if _is_plain(child, family)]
+    family = family._replace(children=plain)
     made += measure.run(
       'connect',
       config,
@@ -44,14 +44,15 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
   return made
 
 
-def _require_plain(child, family) -> None:
-  """A path in weight space needs a model that is its weights alone."""
-  if child.classifier is not family.here.classifier:
-    raise ValueError(
-      f'{child.artefact.name} deploys more than weights '
-      f'({child.artefact.card.method}); a straight path in weight space is not '
-      'defined for it. Narrow --parents.'
+def _is_plain(child, family) -> bool:
+  """Whether a model is its weights alone, so that a path is defined for it."""
+  plain = child.classifier is family.here.classifier
+  if not plain:
+    show.done(
+      f'{child.artefact.card.method} {child.artefact.name}: left out, it '
+      'deploys more than weights'
     )
+  return plain
 
 
 def _paths(config, family, children) -> list:

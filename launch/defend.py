@@ -1,17 +1,25 @@
-"""Defends attacked models, all that match a pattern, as one stack.
+"""Defends attacked models: every method on all that match a pattern.
 
 python -m launch.defend --config=configs/defenses/ft_sam.py:dataset=digits16 \
   --parents='attacked/digits16/*'
+python -m launch.defend \
+  --config=configs/defenses/suite.py:dataset=digits16,methods=ft+ft_sam \
+  --parents='attacked/digits16/*'
+
+The models are defended as one stack, one at a time where a method reads what
+belongs to a single victim. A model or method that cannot work is recorded with
+the reason; the others go on.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 
 from bdjax import (
+  checks,
   data,
   defenses,
   eval,
@@ -28,20 +36,42 @@ from launch import cli, show, world
 PARENTS = flags.DEFINE_string(
   'parents', None, 'Attacked models: a pattern, or several joined by commas.'
 )
+ORACLE = frozenset({'test_clean', 'test_triggered'})
+OF_ONE_VICTIM = ORACLE | {'train'}  # what a stack cannot share
 
 
 def main(config, context: cli.Context, parents: str | None = None) -> list:
   """Defends every parent that has not been defended in this way.
 
   Args:
-    config: see configs/defenses/ft_sam.py.
+    config: see configs/defenses/ft_sam.py, or configs/defenses/suite.py for
+      several methods.
     context: where and how.
     parents: pattern of attacked models; None = the flag.
 
   Returns:
-    The artefacts, in the order of the parents.
+    The artefacts, in the order of methods and parents; those that could not
+    be made are left out.
+
+  Raises:
+    ValueError: if none could be made, with the reasons.
   """
-  found = find_parents(config, context, parents or PARENTS.value, 'attack')
+  parents = parents or PARENTS.value
+  configs = [config]
+  if 'methods' in config:
+    configs = [config[name] for name in config.methods]
+  made, reasons = [], []
+  for one in configs:
+    one.seed = config.seed
+    made += _one_method(one, context, parents, reasons)
+  if not made:
+    raise ValueError('\n'.join(['No model was defended.', *reasons]))
+  return made
+
+
+def _one_method(config, context, parents, reasons) -> list:
+  """One method on all parents; appends why a model could not be defended."""
+  found = find_parents(config, context, parents, 'attack')
   entry = registry.get(defenses.REGISTRY, config.name, 'defense')
   hp = registry.make_hparams(entry.hparams, config.method)
   settings = {
@@ -49,26 +79,25 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
     'clean_ratio': config.clean_ratio,
     'sampler': config.sampler,
   }
-  run_ids = [_run_id(config, settings, parent.card) for parent in found]
-  known = [world.finished(context, run_id) for run_id in run_ids]
-  todo = [i for i, artefact in enumerate(known) if artefact is None]
-  for artefact in known:
+  runs = [
+    _Run(_run_id(config, settings, parent.card), parent) for parent in found
+  ]
+  known = {run.run_id: world.finished(context, run.run_id) for run in runs}
+  for artefact in known.values():
     if artefact is not None:
       show.done(f'defended model {artefact.name}: finished before')
+  todo = [run for run in runs if known[run.run_id] is None]
   if todo:
-    victims = [found[i] for i in todo]
-    made = _defend(
-      config,
-      context,
-      entry.make,
-      hp,
-      settings,
-      victims,
-      [run_ids[i] for i in todo],
-    )
-    for i, artefact in zip(todo, made, strict=True):
-      known[i] = artefact
-  return known
+    method = _Method(config, context, entry.make, hp, settings, reasons)
+    known |= method.run(todo)
+  return [known[run.run_id] for run in runs if known[run.run_id] is not None]
+
+
+class _Run(NamedTuple):
+  """One model to defend."""
+
+  run_id: str
+  parent: zoo.Artefact
 
 
 def find_parents(config, context, pattern: str | None, stage: str) -> list:
@@ -107,55 +136,171 @@ def _run_id(config, settings, card: zoo.Card) -> str:
   )
 
 
-def _defend(config, context, make, hp, settings, parents, run_ids) -> list:
-  """Runs one defense over a stack of victims."""
-  here = world.of_card(parents[0].card, context)
-  victims = [world.victim(parent, here) for parent in parents]
-  key, train = keys.root(config.seed), here.dataset.train
-  reserved = data.reserve_clean(
-    keys.stream(key, 'subset'),
-    train.labels,
-    config.clean_ratio,
-    sampler=config.sampler,
-  )
-  defense = make(here.classifier, hp)
-  models = [victim.model for victim in victims]
-  stacked = len(models) > 1
-  lift = functools.partial(sweep.lift, exec=cli.execution(config))
-  progress = zoo.Progress(context.workdir, zoo.digest.digest(run_ids))
-  title = f'{config.name} · {len(victims)} model' + 's' * stacked
-  with show.bar(title) as (on_chunk, timer):
-    carry, curves = training.run_phases(
-      defense.phases,
-      types.Carry(
-        model=tree.stack(models, run_ids) if stacked else models[0], extra={}
-      ),
-      {'clean': training.make_feed(train.images, train.labels, reserved)},
-      key,
-      augment=here.augment,
-      lift=lift if stacked else None,
-      names=run_ids,
-      on_chunk=on_chunk,
-      snapshots=progress,
-      snapshot_seconds=context.snapshot_seconds,
+class _Method:
+  """One method with its settings, on models of one world."""
+
+  def __init__(self, config, context, make, hp, settings, reasons):
+    self.config, self.context, self.reasons = config, context, reasons
+    self.make, self.hp, self.settings = make, hp, settings
+
+  def run(self, runs: list[_Run]) -> dict[str, zoo.Artefact]:
+    """Defends all it can; {run_id: artefact}."""
+    here = world.of_card(runs[0].parent.card, self.context)
+    healthy = []
+    for run in runs:
+      if run.parent.card.metrics.get('finite', True):
+        healthy.append(run)
+      else:
+        self.refuse(here, [run], 'failed', 'the parent is not finite')
+    made: dict[str, zoo.Artefact] = {}
+    try:
+      defense = self.make(here.classifier, self.hp)
+      reserved = self.reserve(here)
+      for stack in _stacks(defense, healthy):
+        try:
+          made |= self.defend(here, defense, reserved, stack)
+        except training.NonFiniteError as error:
+          self.refuse(here, stack, 'failed', str(error))
+    except checks.Unsupported as error:
+      self.refuse(here, healthy, 'unsupported', str(error))
+    return made
+
+  def reserve(self, here) -> np.ndarray:
+    """Indices of the defender's clean images."""
+    labels = np.asarray(here.dataset.train.labels)
+    reserved = data.reserve_clean(
+      keys.stream(keys.root(self.config.seed), 'subset'),
+      labels,
+      self.config.clean_ratio,
+      sampler=self.config.sampler,
     )
-  finite = training.finite_members(curves, stacked)
-  shared = {
-    'clean_ratio': config.clean_ratio,
-    'num_clean': len(reserved),
-    'reserve_id': zoo.digest.digest(reserved),
-    'exec_mode': config.exec.mode,
-    'pack_size': len(victims),
-    **_cost(defense, curves, timer, len(victims)),
-  }
-  lane = _Lane(config, context, here, defense, settings, reserved, shared)
-  made = []
-  for i, (victim, run_id) in enumerate(zip(victims, run_ids, strict=True)):
-    take = lambda x, i=i: x[i] if stacked else x
-    mine, my_curves = jax.tree.map(take, (carry, curves))
-    made.append(lane.store(victim, run_id, mine, my_curves, bool(finite[i])))
-  progress.clear()
-  return made
+    _check_reserve(labels[reserved], here.spec.num_classes, self.config)
+    return reserved
+
+  def refuse(self, here, runs, status: str, reason: str) -> None:
+    """Records that there are no defended models, and why."""
+    for run in runs:
+      parent = run.parent.card
+      zoo.records.append(
+        self.context.records,
+        world.record(
+          self.card(here, run, {}, {}),
+          **world.attack_facts(parent),
+          defense=self.config.name,
+          defense_stage='post_training',
+          status=status,
+          finite=status != 'failed',
+          reason_text=reason,
+          ckpt_ref=None,
+        ),
+      )
+      self.reasons.append(
+        f'{self.config.name} of {parent.name} is {status}: {reason}'
+      )
+      show.done(self.reasons[-1])
+
+  def defend(self, here, defense, reserved, runs) -> dict[str, zoo.Artefact]:
+    """Runs the method over one stack and stores its members."""
+    victims = [world.victim(run.parent, here) for run in runs]
+    run_ids = [run.run_id for run in runs]
+    models = [victim.model for victim in victims]
+    stacked = len(models) > 1
+    lift = functools.partial(sweep.lift, exec=cli.execution(self.config))
+    progress = zoo.Progress(self.context.workdir, zoo.digest.digest(run_ids))
+    title = f'{self.config.name} · {len(victims)} model' + 's' * stacked
+    with show.bar(title) as (on_chunk, timer):
+      carry, curves = training.run_phases(
+        defense.phases,
+        types.Carry(
+          model=tree.stack(models, run_ids) if stacked else models[0], extra={}
+        ),
+        _feeds(here, defense, reserved, victims),
+        keys.root(self.config.seed),
+        augment=here.augment,
+        lift=lift if stacked else None,
+        names=run_ids,
+        on_chunk=on_chunk,
+        snapshots=progress,
+        snapshot_seconds=self.context.snapshot_seconds,
+      )
+    finite = training.finite_members(curves, stacked)
+    finite = np.broadcast_to(finite, len(victims))
+    lane = _Lane(
+      self,
+      here,
+      defense,
+      reserved,
+      {
+        'clean_ratio': self.config.clean_ratio,
+        'num_clean': len(reserved),
+        'reserve_id': zoo.digest.digest(reserved),
+        'exec_mode': self.config.exec.mode,
+        'pack_size': len(victims),
+        'oracle_used': bool(ORACLE & _reads(defense)),
+        **_cost(defense, curves, timer, len(victims)),
+      },
+    )
+    made = {}
+    for i, (victim, run) in enumerate(zip(victims, runs, strict=True)):
+      mine, my_curves = carry, curves
+      if stacked:
+        mine, my_curves = tree.take(carry, i), tree.take(curves, i)
+      made[run.run_id] = lane.store(
+        victim, run, mine, my_curves, bool(finite[i])
+      )
+    progress.clear()
+    return made
+
+  def card(self, here, run: _Run, rates, reserve) -> zoo.Card:
+    """The card of one defended model."""
+    parent = run.parent.card
+    return world.card(
+      here,
+      self.config,
+      run_id=run.run_id,
+      stage='defend',
+      method=self.config.name,
+      settings=self.settings,
+      metrics=rates,
+      attack=parent.attack,
+      parents=(parent.run_id,),
+      facts=parent.data | reserve,
+    )
+
+
+def _reads(defense: types.Defense) -> set[str]:
+  return {phase.reads for phase in defense.phases}
+
+
+def _stacks(defense, runs: list[_Run]) -> list[list[_Run]]:
+  """All models at once, or one by one where each needs data of its own."""
+  if OF_ONE_VICTIM & _reads(defense):
+    return [[run] for run in runs]
+  return [runs] if runs else []
+
+
+def _feeds(here, defense, reserved, victims) -> dict[str, training.Feed]:
+  """What the phases read; of a single victim where it is the victim's."""
+  train, reads = here.dataset.train, _reads(defense)
+  feeds = {'clean': training.make_feed(train.images, train.labels, reserved)}
+  if 'train' in reads:
+    feeds['train'] = training.make_feed(*world.poisoned_train(here, victims[0]))
+  if ORACLE & reads:
+    _, triggered, _, targets, _ = world.triggered_test(here, victims[0])
+    feeds['test_clean'] = training.make_feed(*here.dataset.test)
+    feeds['test_triggered'] = training.make_feed(triggered, targets)
+  return feeds
+
+
+def _check_reserve(labels: np.ndarray, num_classes: int, config) -> None:
+  """Raises where the reserve is too small to stand for all classes."""
+  seen = len(np.unique(labels))
+  if len(labels) < num_classes or seen < 2:
+    raise checks.Unsupported(
+      f'`clean_ratio={config.clean_ratio}` reserves {len(labels)} images of '
+      f'{seen} of {num_classes} classes, too few to tell classes apart; raise '
+      "it, or set `sampler='class_balanced'`."
+    )
 
 
 def _cost(defense, curves, timer, lanes: int) -> dict:
@@ -171,33 +316,35 @@ def _cost(defense, curves, timer, lanes: int) -> dict:
   spent = timer.cost(examples * lanes)
   for name in ('run_s', 'compile_s'):
     spent[name] /= lanes
-  return spent | {'steps': sum(done.values())}
+  passes = sum(
+    done.get(phase.name, 0) * phase.grad_passes for phase in defense.phases
+  )
+  return spent | {'steps': sum(done.values()), 'grad_passes': passes}
 
 
 class _Lane(NamedTuple):
   """What is the same for all models of a stack when they are stored."""
 
-  config: Any
-  context: cli.Context
+  method: _Method
   here: world.World
   defense: types.Defense
-  settings: dict
   reserved: np.ndarray
   shared: dict
 
-  def store(self, victim, run_id, carry, curves, finite) -> zoo.Artefact:
+  def store(self, victim, run, carry, curves, finite) -> zoo.Artefact:
     """Evaluates and stores one defended model."""
-    parent = victim.artefact.card
+    parent, config = run.parent.card, self.method.config
     classifier = self.defense.deploy(self.here.classifier, carry.extra)
     rates = world.rates(self.here, carry.model, victim, classifier=classifier)
     ratings = _ratings(parent.metrics, rates)
     rates = rates | {'finite': finite and rates['finite']}
-    card = self.card(run_id, parent, rates)
+    reserve = {'reserved': self.reserved, 'reserved_from': 'train'}
+    card = self.method.card(self.here, run, rates, reserve)
     state = {'model': carry.model}
     if jax.tree.leaves(carry.extra):
       state['extra'] = carry.extra
     artefact = world.finish(
-      self.context,
+      self.method.context,
       card,
       state=state,
       arrays={
@@ -205,7 +352,7 @@ class _Lane(NamedTuple):
         for phase, of_phase in curves.items()
         for name, values in of_phase.items()
       },
-      config=self.config.to_dict(),
+      config=config.to_dict(),
       metrics=rates | ratings,
       record=world.record(
         card,
@@ -213,39 +360,16 @@ class _Lane(NamedTuple):
         **ratings,
         **self.shared,
         **world.attack_facts(parent),
-        defense=self.config.name,
+        defense=config.name,
         defense_stage='post_training',
       ),
     )
     show.done(
-      f'{self.config.name} of {parent.method} {artefact.name}: '
+      f'{config.name} of {parent.method} {artefact.name}: '
       f'C-Acc {rates["c_acc"]:.4f}, ASR {parent.metrics["asr"]:.4f} → '
       f'{rates["asr"]:.4f}, DER {ratings["der"]:.4f}'
     )
     return artefact
-
-  def card(self, run_id, parent: zoo.Card, rates) -> zoo.Card:
-    """The card of one defended model."""
-    reserve = {'reserved': self.reserved, 'reserved_from': 'train'}
-    return zoo.Card(
-      run_id=run_id,
-      stage='defend',
-      method=self.config.name,
-      dataset=parent.dataset,
-      dataset_id=parent.dataset_id,
-      arch=parent.arch,
-      arch_options=parent.arch_options,
-      num_classes=parent.num_classes,
-      seed=self.config.seed,
-      parents=(parent.run_id,),
-      config_digest=zoo.digest.digest(self.settings),
-      hparams=self.settings,
-      attack=parent.attack,
-      data=parent.data | reserve,
-      versions=zoo.environment.versions(),
-      metrics=rates,
-      time_utc=zoo.environment.time_utc(),
-    )
 
 
 def _ratings(before, after) -> dict:

@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 
 from bdjax import existence, keys, sweep, tree
-from launch import cli, lineage, measure
+from launch import cli, lineage, measure, world
 
 
 def main(config, context: cli.Context, parents: str | None = None) -> list:
@@ -47,7 +47,7 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
 
 def _similarities(config, family, clean_state, children):
   """One finding per child: the reference once, similarities as a stack."""
-  images, triggered, *_ = lineage.triggered_test(family)
+  images, triggered, *_ = world.triggered_test(family.here, family.victim)
   idx_tac, idx_cka = existence.draw_indices(
     keys.root(config.seed),
     len(images),

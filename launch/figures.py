@@ -115,11 +115,105 @@ def _images(root, rows):
   return fig
 
 
+def _heat(root, rows):
+  """Defenses against attacks: what is left, what it costs."""
+  del root
+  attacks = list(dict.fromkeys(row['attack'] for row in rows))
+  defenses = list(dict.fromkeys(_defense(row) for row in rows))
+  if len(attacks) * len(defenses) < 3:
+    return None
+  table = lambda field: _pivot(rows, attacks, defenses, field)
+  before, widths = table('base_asr'), [len(attacks)] * 3 + [3]
+  fig = figure.Figure(
+    figsize=(4.0 + 0.75 * sum(widths), 1.7 + 0.32 * (len(defenses) + 1)),
+    layout='constrained',
+  )
+  axes = fig.subplots(1, 4, gridspec_kw={'width_ratios': widths})
+  with_none = lambda first, values: np.vstack([first[None], values])
+  none = np.zeros(len(attacks))
+  panels = (
+    ('ASR [%]', with_none(_first_known(before), table('asr')), (0, 1), 'high'),
+    (
+      'C-Acc lost [points]',
+      with_none(none, table('base_c_acc') - table('c_acc')),
+      (0, 0.2),
+      'high',
+    ),
+    ('DER [%]', with_none(none + 0.5, table('der')), (0.5, 1), 'low'),
+  )
+  names = ['no defense', *defenses]
+  for ax, (title, values, span, bad) in zip(axes, panels, strict=False):
+    plots.plot_heat(ax, names, attacks, values, span=span, bad=bad, title=title)
+  _costs(axes[3], names, rows, defenses)
+  for ax in axes[1:]:
+    ax.set_yticks([])
+  return fig
+
+
+def _defense(row) -> str:
+  """The model's name without its attack's: tells settings and seeds apart."""
+  return row['model'].split(' + ', 1)[1]
+
+
+def _pivot(rows, attacks, defenses, field) -> np.ndarray:
+  """Mean of a field over the rows of each cell, NaN where there is none."""
+  cells = np.full((len(defenses), len(attacks)), np.nan)
+  for i, defense in enumerate(defenses):
+    for j, attack in enumerate(attacks):
+      found = [
+        row[field]
+        for row in rows
+        if (_defense(row), row['attack']) == (defense, attack)
+        and row.get(field) is not None
+      ]
+      if found:
+        cells[i, j] = np.mean(found)
+  return cells
+
+
+def _first_known(cells: np.ndarray) -> np.ndarray:
+  """Of each column the first number that is one."""
+  known = [column[~np.isnan(column)] for column in cells.T]
+  return np.array([column[0] if len(column) else np.nan for column in known])
+
+
+def _costs(ax, names, rows, defenses) -> None:
+  """Mean seconds, peak memory and gradients of each defense."""
+  columns = {
+    's': ('seconds', 1),
+    'MiB': ('peak_bytes', 2**20),
+    'gradients': ('grad_passes', 1),
+  }
+  values = np.full((len(defenses), len(columns)), np.nan)
+  for j, (field, unit) in enumerate(columns.values()):
+    for i, defense in enumerate(defenses):
+      found = [
+        row[field] / unit
+        for row in rows
+        if _defense(row) == defense and row.get(field) is not None
+      ]
+      values[i, j] = np.mean(found) if found else np.nan
+  largest = np.nanmax(np.nan_to_num(values), axis=0)
+  shade = values / np.where(largest > 0, largest, 1)[None]
+  texts = [[f'{v:.3g}' for v in row] for row in values]
+  blank = np.full((1, len(columns)), np.nan)
+  plots.plot_heat(
+    ax,
+    names,
+    list(columns),
+    np.vstack([blank, shade]),
+    texts=[[''] * len(columns), *texts],
+    span=(0, 2),
+    title='cost per model',
+  )
+
+
 def _unit(images: np.ndarray) -> np.ndarray:
   return images / 255 if images.dtype == np.uint8 else images
 
 
 _FIGURES: dict[str, Callable] = {
+  'heat': _heat,
   'images': _images,
   'reactivation': _bars,
   'paths': _paths,

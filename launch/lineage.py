@@ -3,8 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 from bdjax import defenses, registry, types, zoo
@@ -131,21 +129,3 @@ def clean_model(
     ) from error
   first = min(found, key=lambda artefact: artefact.card.seed)
   return first, world.load_model(first, here)
-
-
-def triggered_test(family: Family):
-  """Test images that the trigger leads away, without and with it.
-
-  Returns:
-    (clean uint8, triggered uint8, labels, targets, index in the test set).
-  """
-  test = family.here.dataset.test
-  labels = np.asarray(test.labels)
-  target = np.asarray(family.victim.attack.relabel(jnp.asarray(labels)))
-  index = np.flatnonzero(target != labels)
-  clean = np.asarray(test.images)[index]
-  stamped = family.victim.stamp(
-    jnp.asarray(clean, jnp.float32) / 255, world.stamp_key(), jnp.asarray(index)
-  )
-  stamped = np.rint(np.asarray(stamped) * 255).astype(np.uint8)
-  return clean, stamped, labels[index], target[index], index

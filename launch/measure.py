@@ -74,7 +74,7 @@ class _Run:
 
   def __init__(self, stage, config, settings, family, child, others):
     self.stage, self.config, self.settings = stage, config, settings
-    self.defended = child.artefact.card
+    self.here, self.defended = family.here, child.artefact.card
     self.parents = (
       self.defended.run_id,
       *(artefact.card.run_id for artefact in others),
@@ -92,24 +92,17 @@ class _Run:
   def store(self, context, finding: Finding, seconds: float) -> zoo.Artefact:
     """Writes the artefact and its record."""
     parent = self.defended
-    card = zoo.Card(
+    card = world.card(
+      self.here,
+      self.config,
       run_id=self.run_id,
       stage=self.stage,
       method=self.config.name,
-      dataset=parent.dataset,
-      dataset_id=parent.dataset_id,
-      arch=parent.arch,
-      arch_options=parent.arch_options,
-      num_classes=parent.num_classes,
-      seed=self.config.seed,
-      parents=self.parents,
-      config_digest=zoo.digest.digest(self.settings),
-      hparams=self.settings,
-      attack=parent.attack,
-      data={k: v for k, v in parent.data.items() if k != 'reserved'},
-      versions=zoo.environment.versions(),
+      settings=self.settings,
       metrics=finding.metrics,
-      time_utc=zoo.environment.time_utc(),
+      attack=parent.attack,
+      parents=self.parents,
+      facts={k: v for k, v in parent.data.items() if k != 'reserved'},
     )
     measured = {'run_s': seconds, 'defense': parent.method}
     measured |= {k: parent.metrics[k] for k in ('c_acc', 'asr', 'r_acc')}

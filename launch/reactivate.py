@@ -9,7 +9,6 @@ import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
@@ -141,7 +140,7 @@ class _Attack:
         result |= {
           'r_acc': rates[i]['r_acc'],
           'delta': tree.take(carry.extra, i),
-          'curves': jax.tree.map(lambda x, i=i: x[i], curves),
+          'curves': tree.take(curves, i),
         }
       results.append(result)
     return results
@@ -182,9 +181,7 @@ class _Attack:
           key=world.stamp_key(),
         )
 
-      members = jax.tree.map(
-        lambda x, rows=rows: x[jnp.asarray(rows)], (carry.model, carry.extra)
-      )
+      members = tree.take((carry.model, carry.extra), jnp.asarray(rows))
       counts = sweep.over_checkpoints(
         count,
         members,
@@ -223,7 +220,9 @@ class _Attack:
 
   def examples(self, delta) -> dict[str, np.ndarray]:
     """A few test images: clean, triggered, triggered and perturbed."""
-    clean, stamped, *_ = lineage.triggered_test(self.family)
+    clean, stamped, *_ = world.triggered_test(
+      self.family.here, self.family.victim
+    )
     clean, stamped = clean[:_SHOWN], stamped[:_SHOWN]
     shown = stamped.astype(np.float32) / 255 + np.asarray(delta['delta'])[None]
     return {

@@ -13,6 +13,8 @@ from bdjax import zoo
 from launch import cli, figures, show
 
 STAGE_OF_FIGURE = {
+  'heat': 'What each defense leaves of each attack, what it costs in accuracy '
+  'and work; the darker, the worse.',
   'images': 'Clean, triggered and perturbed images; Δ is the perturbation.',
   'reactivation': 'ASR before and after the defense and after re-activation, '
   'beside the backdoor existence coefficient.',
@@ -49,7 +51,10 @@ def write(root: pathlib.Path, records: list[dict]) -> list[dict]:
   rows = zoo.tables.rows(records)
   drawn = figures.draw(root, rows)
   print_table(rows)
-  text = _markdown(rows, drawn)
+  missing = _missing(records)
+  for line in missing:
+    show.CONSOLE.print(f'not defended: {line}', highlight=False)
+  text = _markdown(rows, drawn, missing)
   (root / 'report.md').write_text(text, encoding='utf-8')
   (root / 'table.csv').write_text(zoo.tables.to_csv(rows), encoding='utf-8')
   show.done(f'\nreport: {root / "report.md"}, table.csv, {", ".join(drawn)}')
@@ -79,7 +84,18 @@ def _verdicts(rows) -> list[tuple[str, str]]:
   return [(name, sentence) for name, sentence in found if sentence]
 
 
-def _markdown(rows, drawn) -> str:
+def _missing(records) -> list[str]:
+  """Defenses that could not be made, each once, with the reason."""
+  done = {r['run_id'] for r in records if r['status'] in (None, 'done')}
+  lines = [
+    f'{r["attack"]} + {r["defense"]} ({r["status"]}): {r["reason_text"]}'
+    for r in records
+    if r['status'] not in (None, 'done') and r['run_id'] not in done
+  ]
+  return list(dict.fromkeys(lines))
+
+
+def _markdown(rows, drawn, missing) -> str:
   first = rows[0] if rows else {}
   parts = [
     '# Is the backdoor gone?\n',
@@ -88,6 +104,7 @@ def _markdown(rows, drawn) -> str:
     f'{first.get("code_version")}.\n',
     zoo.tables.to_markdown(rows),
     '\n'.join(f'- **{n}**: {s}' for n, s in _verdicts(rows)) + '\n',
+    ''.join(f'- not defended: {line}\n' for line in missing),
     _EXPLAINED,
   ]
   for path in drawn:

@@ -63,7 +63,16 @@ def run(config: Any, context: cli.Context, here: world.World, job: Job):
     victim = world.Victim(None, job.attack, carry.extra, carry.model)
     facts = _attack_facts(job, carry.extra)
   rates = world.rates(here, carry.model, victim)
-  card = _card(config, here, job, run_id, rates, facts)
+  card = world.card(
+    here,
+    config,
+    run_id=run_id,
+    stage=job.stage,
+    method=job.method,
+    settings=job.settings,
+    metrics=rates,
+    attack=facts,
+  )
   curves = curves[job.phase.name]
   steps = len(curves['loss'])
   state = {'model': carry.model}
@@ -122,27 +131,6 @@ def _attack_facts(job: Job, state: types.AttackState) -> dict[str, Any]:
     'poison_ratio': info.poison_ratio,
     'num_poison': int(jnp.sum(state.kind == types.POISONED)),
   }
-
-
-def _card(config, here, job, run_id, rates, facts) -> zoo.Card:
-  return zoo.Card(
-    run_id=run_id,
-    stage=job.stage,
-    method=job.method,
-    dataset=here.spec.name,
-    dataset_id=here.dataset_id,
-    arch=here.arch,
-    arch_options=here.arch_options,
-    num_classes=here.spec.num_classes,
-    seed=config.seed,
-    config_digest=zoo.digest.digest(job.settings),
-    hparams=job.settings,
-    attack=facts,
-    data=here.facts,
-    versions=zoo.environment.versions(),
-    metrics=rates,
-    time_utc=zoo.environment.time_utc(),
-  )
 
 
 def _summary(rates: Mapping[str, Any]) -> str:

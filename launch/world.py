@@ -182,9 +182,103 @@ def rates(
   )
 
 
+def triggered_test(world: World, victim: Victim):
+  """Test images that the trigger leads away, without and with it.
+
+  Returns:
+    (clean uint8, triggered uint8, labels, targets, index in the test set).
+  """
+  test = world.dataset.test
+  labels = np.asarray(test.labels)
+  target = np.asarray(victim.attack.relabel(jnp.asarray(labels)))
+  index = np.flatnonzero(target != labels)
+  clean = np.asarray(test.images)[index]
+  stamped = victim.stamp(
+    jnp.asarray(clean, jnp.float32) / 255, stamp_key(), jnp.asarray(index)
+  )
+  stamped = np.rint(np.asarray(stamped) * 255).astype(np.uint8)
+  return clean, stamped, labels[index], target[index], index
+
+
+def poisoned_train(world: World, victim: Victim, size: int = 1000):
+  """The training set as the attacker handed it over, before augmentation.
+
+  Args:
+    world: data and network.
+    victim: the attacked model, whose state says what is poisoned.
+    size: images at a time.
+
+  Returns:
+    (uint8 images, labels), in the order of the training set.
+  """
+  train = world.dataset.train
+  poison = jax.jit(victim.attack.poison)
+  images, labels = [], []
+  for first in range(0, len(train.labels), size):
+    index = np.arange(first, min(first + size, len(train.labels)))
+    batch = {
+      'image': jnp.asarray(train.images[index], jnp.float32) / 255,
+      'label': jnp.asarray(train.labels[index]),
+      'index': jnp.asarray(index),
+      'mask': jnp.ones(len(index), bool),
+    }
+    batch = poison(victim.state, batch, stamp_key())
+    images.append(np.rint(np.asarray(batch['image']) * 255).astype(np.uint8))
+    labels.append(np.asarray(batch['label']))
+  return np.concatenate(images), np.concatenate(labels)
+
+
 def stamp_key() -> jax.Array:
   """The key of all test-time triggers, the same for every model."""
   return keys.stream(keys.root(0), 'test_trigger')
+
+
+def card(
+  here: World,
+  config: Any,
+  *,
+  run_id: str,
+  stage: str,
+  method: str,
+  settings: dict[str, Any],
+  metrics: dict[str, Any],
+  attack: dict[str, Any],
+  parents: tuple[str, ...] = (),
+  facts: dict[str, Any] | None = None,
+) -> zoo.Card:
+  """The card of a run that has just ended.
+
+  Args:
+    here: data and network.
+    config: has `seed`.
+    run_id: see `zoo.run_id`.
+    stage: life-cycle stage.
+    method: registry key.
+    settings: fully resolved, part of the identity.
+    metrics: what was measured.
+    attack: facts of the backdoor, {} for a clean model.
+    parents: run_ids it starts from.
+    facts: what to say of the data; None = the world's.
+  """
+  return zoo.Card(
+    run_id=run_id,
+    stage=stage,
+    method=method,
+    dataset=here.spec.name,
+    dataset_id=here.dataset_id,
+    arch=here.arch,
+    arch_options=here.arch_options,
+    num_classes=here.spec.num_classes,
+    seed=config.seed,
+    parents=parents,
+    config_digest=zoo.digest.digest(settings),
+    hparams=settings,
+    attack=attack,
+    data=here.facts if facts is None else facts,
+    versions=zoo.environment.versions(),
+    metrics=metrics,
+    time_utc=zoo.environment.time_utc(),
+  )
 
 
 def attack_facts(victim_card: zoo.Card) -> dict[str, Any]:

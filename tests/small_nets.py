@@ -1,10 +1,13 @@
 """Classifiers written out by hand, small enough for closed forms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bdjax import types
+from bdjax.models import taps as taps_lib
 
 BN_EPS = 1e-5
 DECAY = 0.9
@@ -33,16 +36,17 @@ def _info(arch, size, classes, taps, norms=(), head=('head',)):
 
 
 def _finish(init, forward, info):
+  def run(state, images, train, edits):
+    tap = taps_lib.Taps(edits)
+    logits, stats = forward(state, tap('input', images), train, tap)
+    return tap('logits', logits), stats, tap.seen
+
   def apply(state, images, *, train=False, edits=None):
-    del edits
-    features, stats = forward(state, images, train)
-    return features['logits'], types.ModelState(
-      params=state.params, batch_stats=stats
-    )
+    logits, stats, _ = run(state, images, train, edits)
+    return logits, types.ModelState(params=state.params, batch_stats=stats)
 
   def features(state, images, *, train=False, edits=None):
-    del edits
-    return forward(state, images, train)[0]
+    return run(state, images, train, edits)[-1]
 
   return types.Classifier(init, apply, features, info)
 
@@ -56,12 +60,11 @@ def linear_net(size: int = 4, classes: int = 2) -> types.Classifier:
       params={'head': {'w': w, 'b': jnp.zeros(classes)}}, batch_stats={}
     )
 
-  def forward(state, images, train):
+  def forward(state, images, train, tap):
     del train
-    flat = images.reshape(images.shape[0], -1)
+    flat = tap('penultimate', images.reshape(images.shape[0], -1))
     head = state.params['head']
-    logits = flat @ head['w'] + head['b'][None]
-    return {'input': images, 'penultimate': flat, 'logits': logits}, {}
+    return flat @ head['w'] + head['b'][None], {}
 
   return _finish(init, forward, _info('linear', size, classes, ()))
 
@@ -108,25 +111,22 @@ def conv_net(
       params=params, batch_stats={'bn0': stats(), 'bn1': stats()}
     )
 
-  def forward(state, images, train):
+  def forward(state, images, train, tap):
     p, s = state.params, state.batch_stats
-    x = (images - 0.5) / 0.25
-    x, bn0 = _norm(_conv(x, p['stem']), p['bn0'], s['bn0'], train)
-    conv1 = _conv(jax.nn.relu(x), p['conv1'])
-    x, bn1 = _norm(conv1, p['bn1'], s['bn1'], train)
-    conv2 = _conv(jax.nn.relu(x), p['conv2'])
-    pooled = jnp.mean(conv2, (1, 2))
-    features = {
-      'input': images,
-      'conv1': conv1,
-      'conv2': conv2,
-      'penultimate': pooled,
-      'logits': pooled @ p['head'],
-    }
-    return features, {'bn0': bn0, 'bn1': bn1}
+    conv = lambda name, x: tap.through(name, _conv, x, p[name])
+    x = _conv((images - 0.5) / 0.25, p['stem'])
+    x, bn0 = _norm(x, p['bn0'], s['bn0'], train)
+    x, bn1 = _norm(conv('conv1', jax.nn.relu(x)), p['bn1'], s['bn1'], train)
+    x = tap('penultimate_map', conv('conv2', jax.nn.relu(x)))
+    pooled = tap('penultimate', jnp.mean(x, (1, 2)))
+    return pooled @ p['head'], {'bn0': bn0, 'bn1': bn1}
 
   info = _info(
     'hand_made', size, classes, ('conv1', 'conv2'), (('bn0',), ('bn1',))
+  )
+  names = ('conv1.in', 'conv1', 'conv2.in', 'conv2', 'penultimate_map')
+  info = dataclasses.replace(
+    info, taps=('input', *names, 'penultimate', 'logits')
   )
   return _finish(init, forward, info)
 

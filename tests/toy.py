@@ -154,25 +154,58 @@ def clean_model() -> types.ModelState:
 
 
 @functools.cache
+def poisoned_train(name: str = 'badnets') -> training.Feed:
+  """The training sets as their victims' attackers left them; a stack.
+
+  They are what reaches a defender, uint8 before any augmentation.
+  """
+  images, labels = dataset().train
+  method, num = attack(name), len(labels)
+
+  @jax.jit
+  def poison(state, key):
+    batch = {
+      'image': jnp.asarray(images, jnp.float32) / 255,
+      'label': jnp.asarray(labels, jnp.int32),
+      'index': jnp.arange(num),
+      'mask': jnp.ones(num, bool),
+    }
+    batch = method.poison(state, batch, key)
+    levels = jnp.round(255 * batch['image']).astype(jnp.uint8)
+    return training.Feed(
+      images=levels, labels=batch['label'], index=jnp.arange(num)
+    )
+
+  return jax.vmap(poison)(victims(name).state, _seeds())
+
+
+@functools.cache
 def defense_program(name: str):
-  """{'model', 'hp'} of each member -> its carry, compiled once per method."""
+  """{'model', 'hp'} of each member -> its carry, compiled once per method.
+
+  Members may bring feeds of their own.
+  """
   entry = registry.get(defenses.REGISTRY, name, 'defense')
 
   def run(member, feed, key):
     carry = types.Carry(model=member['model'], extra={})
     phases = entry.make(classifier(), member['hp']).phases
-    return training.run_phases(
-      phases, carry, {'clean': feed}, key, augment=augment()
-    )[0]
+    feeds = {'clean': feed, **member['feeds']}
+    return training.run_phases(phases, carry, feeds, key, augment=augment())[0]
 
   return sweep.lift(run)
 
 
 def defend(name: str, hp, attack_name: str = 'badnets') -> types.Carry:
   """The three victims after a defense, as one program."""
+  needs = registry.get(defenses.REGISTRY, name, 'defense').info.needs
+  feeds = {}
+  if 'poisoned_train_set' in needs:
+    feeds['train'] = poisoned_train(attack_name)
   stack = {
     'model': victims(attack_name).model,
     'hp': tree.broadcast(jax.tree.map(jnp.float32, hp), SEEDS),
+    'feeds': feeds,
   }
   return defense_program(name)(stack, clean_feed(), keys.root(0))
 

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from absl.testing import parameterized
 
+from bdjax import types
 from tests import toy
 
 
@@ -28,6 +29,19 @@ class ToyTest(parameterized.TestCase):
     ):
       self.assertFalse(np.array_equal(a, b))
     self.assertFalse(np.array_equal(one.state.kind, other.state.kind))
+
+  def test_poisoned_training_sets_are_their_victims(self):
+    feed, kinds = toy.poisoned_train(), np.asarray(toy.victims().state.kind)
+    clean = toy.dataset().train
+    target = toy.attack().info.target_label
+    self.assertEqual(feed.images.dtype, np.uint8)
+    for i, kind in enumerate(kinds):
+      is_other = np.any(feed.images[i] != clean.images, axis=(1, 2, 3))
+      # A poisoned image may have had the trigger's pixels before.
+      self.assertFalse(np.any(is_other & (kind != types.POISONED)))
+      self.assertGreater(is_other.sum(), 0.9 * (kind == types.POISONED).sum())
+      want = np.where(kind == types.POISONED, target, clean.labels)
+      np.testing.assert_array_equal(feed.labels[i], want)
 
   def test_everything_is_built_once(self):
     self.assertIs(toy.victims(), toy.victims())

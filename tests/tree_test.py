@@ -108,6 +108,16 @@ class StackTest(parameterized.TestCase):
     got = jax.jit(tree.take)(stacked, 1)
     np.testing.assert_array_equal(got['w'], B['w'])
 
+  def test_take_of_several_is_their_stack(self):
+    stacked = {'w': jnp.arange(8.0).reshape(4, 2)}
+    got = tree.take(stacked, jnp.array([3, 0]))
+    np.testing.assert_array_equal(got['w'], [[6, 7], [0, 1]])
+
+  def test_take_leaves_host_arrays_on_the_host(self):
+    got = tree.take({'loss': np.arange(6).reshape(2, 3)}, 1)
+    self.assertIsInstance(got['loss'], np.ndarray)
+    np.testing.assert_array_equal(got['loss'], [3, 4, 5])
+
   def test_broadcast_repeats(self):
     got = tree.broadcast({'x': jnp.arange(2), 'key': jax.random.key(0)}, 3)
     self.assertEqual(tree.stack_size(got), 3)

@@ -185,6 +185,70 @@ def plot_paths(
   return ax
 
 
+def plot_heat(
+  ax,
+  rows: Sequence[str],
+  columns: Sequence[str],
+  values,
+  *,
+  texts: Sequence[Sequence[str]] | None = None,
+  span: tuple[float, float] = (0.0, 1.0),
+  bad: str = 'high',
+  title: str | None = None,
+) -> 'Axes':
+  """A table whose cells are the darker the worse they are.
+
+  Args:
+    ax: matplotlib axes.
+    rows: names of the rows, such as defenses.
+    columns: names of the columns, such as attacks.
+    values: [rows, columns]; NaN or None where there is none.
+    texts: what to write into the cells; None = percent without a sign.
+    span: values of the lightest and the darkest cell, in either order of
+      goodness (see `bad`).
+    bad: 'high' or 'low', the end that is dark.
+    title: heading.
+
+  Returns:
+    The axes.
+
+  Raises:
+    ValueError: if the shapes disagree.
+  """
+  values = _floats(values)
+  if values.shape != (len(rows), len(columns)):
+    raise ValueError(
+      f'`values` of shape {values.shape} for {len(rows)} rows and '
+      f'{len(columns)} columns.'
+    )
+  low, high = span
+  shade = np.clip((values - low) / (high - low), 0, 1)
+  shade = shade if bad == 'high' else 1 - shade
+  colors = _blend(VERMILION, 0.85 * np.nan_to_num(shade))
+  ax.imshow(colors, aspect='auto', interpolation='nearest')
+  for (i, j), value in np.ndenumerate(values):
+    missing = np.isnan(value)
+    text = 'n/a' if missing else f'{100 * value:.0f}'
+    if texts is not None and not missing:
+      text = texts[i][j]
+    color = GRAY if missing else INK
+    ax.text(j, i, text, ha='center', va='center', fontsize=8, color=color)
+  ax.set_xticks(range(len(columns)), columns, rotation=30, ha='right')
+  ax.set_yticks(range(len(rows)), rows)
+  ax.tick_params(labelsize=8, length=0, labelcolor=INK)
+  for spine in ax.spines.values():
+    spine.set_visible(False)
+  if title:
+    ax.set_title(title, loc='left', fontsize=10, color=INK, pad=6)
+  return ax
+
+
+def _blend(color: str, share: np.ndarray) -> np.ndarray:
+  """RGB between white and a color, [..., 3]."""
+  rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+  return 1 - share[..., None] * (1 - rgb)
+
+
 def _unit(images) -> np.ndarray:
   """Images as floats in [0, 1]."""
   images = np.asarray(images)

@@ -176,8 +176,9 @@ def reserve_clean(
 
   Raises:
     TypeError: for a legacy key.
-    ValueError: if the ratio is no fraction, is too small for a single example
-      (per class), or asks more of a class than there is.
+    ValueError: if the ratio is no fraction.
+    Unsupported: if it is too small for a single example (per class), or asks
+      more of a class than there is.
 
   Example:
     >>> import jax, numpy as np
@@ -203,7 +204,7 @@ def _share(total: int, ratio: float, parts: int) -> int:
   n = int(np.floor(total * ratio / parts + 1e-9))
   if n < 1:
     unit = 'example' if parts == 1 else f'example in each of {parts} classes'
-    raise ValueError(
+    raise checks.Unsupported(
       f'`clean_ratio={ratio}` of {total} examples is less than one {unit}; use '
       f'at least {parts / total:g}.'
     )
@@ -216,7 +217,7 @@ def _first_of_each_class(order, labels, ratio: float) -> np.ndarray:
   n = _share(len(labels), ratio, len(classes))
   if n > counts.min():
     rare, most = classes[counts.argmin()], counts.min()
-    raise ValueError(
+    raise checks.Unsupported(
       f'`clean_ratio={ratio}` asks for {n} examples per class '
       f"('class_balanced'), but class {rare} has {most}; use a ratio up to "
       f"{most * len(classes) / len(labels):.4g} or sampler='random'."

@@ -91,5 +91,6 @@ def ft_sam(
     reads='clean',
     augment=True,
     drop_last=False,
+    grad_passes=2,
   )
   return types.Defense(phases=(phase,), info='ft_sam')

@@ -12,6 +12,10 @@ from bdjax.models.classifier import from_functions as from_functions
 from bdjax.models.classifier import from_linen as from_linen
 from bdjax.models.classifier import from_nnx as from_nnx
 from bdjax.models.conv import forward_mode as forward_mode
+from bdjax.models.polarizer import FORMS as FORMS
+from bdjax.models.polarizer import Form as Form
+from bdjax.models.polarizer import Polarizer as Polarizer
+from bdjax.models.polarizer import polarizer as polarizer
 from bdjax.models.preactresnet import preactresnet18
 from bdjax.models.tiny import tiny
 from bdjax.models.vgg import vgg19_bn

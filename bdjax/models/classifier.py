@@ -242,7 +242,14 @@ def _check_info(info: types.ClassifierInfo, params) -> None:
       'the input of the last layer.'
     )
   _check_taps(info, info.conv_taps, 'conv_taps')
-  convs = [group.conv for group in info.prune_graph if group.conv]
+  norm_inputs = [f'{g.tap}.in' for g in info.prune_graph if g.tap is not None]
+  _check_taps(info, norm_inputs, 'prune_graph')
+  convs = [
+    path
+    for group in info.prune_graph
+    for path in (group.conv, group.previous)
+    if path is not None
+  ]
   for path in (info.head_path, *info.norm_paths, *convs):
     node = params
     for name in path:

@@ -51,18 +51,26 @@ def preactresnet18(
 
 def _prune_graph(width: int) -> tuple[types.PruneGroup, ...]:
   groups = []
-  before = width
+  before, previous = width, ('stem',)
   for stage in _STAGES:
     features = width * 2 ** (stage - 1)
     for block in _BLOCKS:
-      module = f'stage{stage}_{block}'
+      module, tap = f'stage{stage}_{block}', f'stage{stage}.{block}'
       is_first = (stage, block) == (1, 0)
       # All other first norms of a block are fed by a residual sum.
       conv = ('stem',) if is_first else None
       groups += [
-        types.PruneGroup((module, 'bn1'), conv, before),
-        types.PruneGroup((module, 'bn2'), (module, 'conv1'), features),
+        types.PruneGroup((module, 'bn1'), conv, before, previous, f'{tap}.bn1'),
+        types.PruneGroup(
+          norm=(module, 'bn2'),
+          conv=(module, 'conv1'),
+          channels=features,
+          previous=(module, 'conv1'),
+          tap=f'{tap}.bn2',
+        ),
       ]
+      # A projection is the last of its block's modules.
+      previous = (module, 'shortcut' if features != before else 'conv2')
       before = features
   return tuple(groups)
 

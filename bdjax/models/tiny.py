@@ -26,9 +26,15 @@ def tiny(spec: types.DataSpec, *, width: int = 16) -> types.Classifier:
     draw=initial.torch_default,
     arch='tiny',
     conv_taps=('conv1', 'conv2'),
-    prune_graph=(
-      types.PruneGroup(('bn1',), ('conv1',), width),
-      types.PruneGroup(('bn2',), ('conv2',), 2 * width),
+    prune_graph=tuple(
+      types.PruneGroup(
+        norm=(f'bn{i}',),
+        conv=(f'conv{i}',),
+        channels=i * width,
+        previous=(f'conv{i}',),
+        tap=f'bn{i}',
+      )
+      for i in (1, 2)
     ),
   )
 

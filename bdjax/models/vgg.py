@@ -55,7 +55,13 @@ def vgg19_bn(
     arch='vgg19_bn',
     conv_taps=tuple(f'features.{i}' for i, *_ in _places(width)),
     prune_graph=tuple(
-      types.PruneGroup((f'features_{i + 1}',), (f'features_{i}',), channels)
+      types.PruneGroup(
+        norm=(f'features_{i + 1}',),
+        conv=(f'features_{i}',),
+        channels=channels,
+        previous=(f'features_{i}',),
+        tap=f'features.{i + 1}',
+      )
       for i, channels, _ in _places(width)
     ),
   )

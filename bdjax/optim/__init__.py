@@ -1,8 +1,9 @@
-"""Optimizers: clocked SGD and AMSGrad, their schedules, the SAM family."""
+"""Clocked SGD and AMSGrad, their schedules, the SAM family, hypergradients."""
 
 from bdjax.optim.amsgrad import AmsgradState as AmsgradState
 from bdjax.optim.amsgrad import amsgrad as amsgrad
 from bdjax.optim.amsgrad import scale_by_amsgrad as scale_by_amsgrad
+from bdjax.optim.implicit import hypergradient as hypergradient
 from bdjax.optim.sam import asam_perturbation as asam_perturbation
 from bdjax.optim.sam import sam as sam
 from bdjax.optim.schedules import Schedule as Schedule

@@ -1,6 +1,13 @@
 """Input perturbations: projections, a kind clip, descent for one or for all."""
 
 from bdjax.perturb.clip import clip_unit as clip_unit
+from bdjax.perturb.inversion import InversionHParams as InversionHParams
+from bdjax.perturb.inversion import LaneState as LaneState
+from bdjax.perturb.inversion import Patch as Patch
+from bdjax.perturb.inversion import blend as blend
+from bdjax.perturb.inversion import found_patch as found_patch
+from bdjax.perturb.inversion import invert_step as invert_step
+from bdjax.perturb.inversion import start_lane as start_lane
 from bdjax.perturb.per_image import project_each as project_each
 from bdjax.perturb.per_image import sign_descent as sign_descent
 from bdjax.perturb.projections import NORMS as NORMS

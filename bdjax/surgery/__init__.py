@@ -9,3 +9,11 @@ from bdjax.surgery.channels import keep_inliers as keep_inliers
 from bdjax.surgery.channels import norm_leaves as norm_leaves
 from bdjax.surgery.channels import norm_names as norm_names
 from bdjax.surgery.channels import num_pruned as num_pruned
+from bdjax.surgery.edits import insert as insert
+from bdjax.surgery.head import head_kernel as head_kernel
+from bdjax.surgery.head import join_head as join_head
+from bdjax.surgery.head import random_head as random_head
+from bdjax.surgery.head import scale_kernel as scale_kernel
+from bdjax.surgery.head import split_head as split_head
+from bdjax.surgery.inputs import check_norm_taps as check_norm_taps
+from bdjax.surgery.inputs import norm_inputs as norm_inputs

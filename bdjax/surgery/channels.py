@@ -21,11 +21,11 @@ def norm_names(classifier: types.Classifier) -> tuple[str, ...]:
   """Names of the BatchNorm layers in masks, such as 'stage1_0.bn1'.
 
   Raises:
-    ValueError: if the network has none, so that channels cannot be masked.
+    Unsupported: if the network has none, so that channels cannot be masked.
   """
   paths = classifier.info.norm_paths
   if not paths:
-    raise ValueError(
+    raise checks.Unsupported(
       f"'{classifier.info.arch}' has no BatchNorm layer, whose channels this "
       'method prunes; take another architecture or another defense.'
     )
@@ -80,7 +80,7 @@ def apply_channel_mask(
     The state with masked norms; running statistics are untouched.
 
   Raises:
-    ValueError: if the network has no BatchNorm.
+    Unsupported: if the network has no BatchNorm.
   """
   params = state.params
   for name, path in zip(

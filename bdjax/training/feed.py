@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from bdjax import keys, types
+from bdjax import checks, keys, types
 
 
 @types.pytree
@@ -75,8 +75,9 @@ def split_feed(feed: Feed, share: float = 0.2) -> tuple[Feed, Feed]:
     (fit, held out).
 
   Raises:
-    ValueError: if there are fewer than two rows.
+    ValueError: if there are fewer than two rows or the share is not in [0, 1].
   """
+  checks.unit_interval(share=share)
   n = feed.index.shape[-1]
   if n < 2:
     raise ValueError(

@@ -166,6 +166,36 @@ def supervised(
   return descent(objective, optimizer, **length)
 
 
+class Remembered(NamedTuple):
+  """The extra that a phase made by `remember` leaves behind.
+
+  Attributes:
+    model: the model the phase started from.
+    extra: the extra it would have left without.
+  """
+
+  model: types.ModelState
+  extra: types.PyTree
+
+
+def remember(phase: types.Phase) -> types.Phase:
+  """The same phase, which also hands on the model it started from.
+
+  Args:
+    phase: one that hands on what it finds in `Carry.extra`, such as those of
+      `supervised`.
+
+  Returns:
+    The phase; the next one finds a `Remembered` in `Carry.extra`.
+  """
+
+  def init(key: jax.Array, carry: types.Carry):
+    extra = Remembered(model=carry.model, extra=carry.extra)
+    return phase.init(key, types.Carry(model=carry.model, extra=extra))
+
+  return phase._replace(init=init)
+
+
 def implant(
   classifier: types.Classifier,
   attack: types.Attack,

@@ -136,6 +136,7 @@ FIELDS = {
   # Training trace and cost.
   'epochs': 'epochs trained',
   'steps': 'steps trained',
+  'grad_passes': 'batches whose gradient was taken',
   'final_train_loss': 'loss at the last step',
   'best_epoch': 'epoch a selection chose',
   'curve_ref': 'where the curves lie, relative to the store',

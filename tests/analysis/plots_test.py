@@ -87,3 +87,25 @@ class PlotsTest(parameterized.TestCase):
     self.assertNotEqual(curves['ASR, naive BN'].get_linestyle(), '-')
     self.assertIn('0 = backdoored, 1 = defended', ax.get_xlabel())
     self.assertIn('τ* = 0.5', [text.get_text() for text in ax.texts])
+
+  @parameterized.parameters('high', 'low')
+  def test_heat_is_dark_where_it_is_bad(self, bad):
+    fig = figure.Figure()
+    values = [[0.0, 1.0], [0.5, None]]
+    ax = plots.plot_heat(
+      fig.subplots(), ['FT', 'SAU'], ['BadNets', 'Blended'], values, bad=bad
+    )
+    drawn(fig)
+    light = np.asarray(ax.images[0].get_array()).sum(-1)
+    best, worst = (light[0, 0], light[0, 1])[:: 1 if bad == 'high' else -1]
+    self.assertEqual(best, 3)  # white
+    self.assertLess(worst, light[1, 0])
+    self.assertLess(light[1, 0], best)
+    texts = [text.get_text() for text in ax.texts]
+    self.assertEqual(texts, ['0', '100', '50', 'n/a'])
+
+  def test_heat_of_another_shape_is_refused(self):
+    with self.assertRaisesRegex(ValueError, r'\(2, 2\) for 1 rows'):
+      plots.plot_heat(
+        figure.Figure().subplots(), ['FT'], ['a', 'b'], np.zeros((2, 2))
+      )

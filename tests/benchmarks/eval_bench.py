@@ -34,7 +34,7 @@ def evaluation(repeats: int, torch, arch: str, k: int, num: int) -> dict:
 
   images, labels = jnp.asarray(images), jnp.asarray(labels)
   sides = {}
-  for mode in ('map', 'loop', 'vmap'):
+  for mode in ('map', 'loop', 'vmap', 'shard'):
     lifted = sweep.lift(count, types.Exec(mode=mode))
     sides[f'ours_{mode}'] = lambda run=lifted: run(stack, images, labels)
   if torch is not None:

@@ -5,6 +5,7 @@ them into Markdown. PyTorch, where installed, is timed in turn with us.
 """
 
 import json
+import os
 import pathlib
 import platform
 import re
@@ -25,12 +26,12 @@ _EVAL = eval_bench.evaluation
 CPU = {
   'step_w16_16': lambda n, t: _STEP(n, t, 16, 16, 64),
   'step_w16_32': lambda n, t: _STEP(n, t, 16, 32, 128),
-  'step_w64_32': lambda n, t: _STEP(n, t, 64, 32, 128),
+  'step_w64_32': lambda n, t: _STEP(n, t, 64, 32, 64, steps=2),
   'epoch': step_bench.epoch,
   'stamping': step_bench.stamping,
-  'eval_k1': lambda n, t: _EVAL(n, t, 'preactresnet18', 1, 512),
-  'eval_k4': lambda n, t: _EVAL(n, t, 'preactresnet18', 4, 512),
-  'eval_k16': lambda n, t: _EVAL(n, t, 'preactresnet18', 16, 512),
+  'eval_k1': lambda n, t: _EVAL(n, t, 'preactresnet18', 1, 256),
+  'eval_k4': lambda n, t: _EVAL(n, t, 'preactresnet18', 4, 256),
+  'eval_k16': lambda n, t: _EVAL(n, t, 'preactresnet18', 16, 256),
   'eval_tiny_k1': lambda n, t: _EVAL(n, t, 'tiny', 1, 2048),
   'eval_tiny_k4': lambda n, t: _EVAL(n, t, 'tiny', 4, 2048),
   'eval_tiny_k16': lambda n, t: _EVAL(n, t, 'tiny', 16, 2048),
@@ -62,7 +63,8 @@ def main(argv) -> None:
   found['versions'] = zoo.environment.versions() | {
     'code': zoo.environment.code_version(),
     'device': jax.devices()[0].device_kind,
-    'processor': platform.machine(),
+    'processor': _processor(),
+    'cores': os.cpu_count(),
     'torch': _torch_version(),
   }
   torch = reference()
@@ -76,6 +78,16 @@ def main(argv) -> None:
     print(name, {k: round(v, 2) for k, v in medians.items()}, flush=True)
     FOLDER.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + '\n')
+
+
+def _processor() -> str:
+  """Model of the CPU, as far as the system tells."""
+  info = pathlib.Path('/proc/cpuinfo')
+  if info.exists():
+    found = re.search(r'^model name\s*:\s*(.+)$', info.read_text(), re.M)
+    if found:
+      return found[1]
+  return platform.processor() or platform.machine()
 
 
 def _torch_version() -> str | None:

@@ -36,9 +36,10 @@ def make(width: int, size: int):
   return spec, phase, carry
 
 
-def step(repeats: int, torch, width: int, size: int, batch: int) -> dict:
+def step(
+  repeats: int, torch, width: int, size: int, batch: int, steps: int = 4
+) -> dict:
   """Seconds of one step: ours by the loop and scanned, PyTorch eager."""
-  steps = 4
   spec, phase, carry = make(width, size)
   images, labels = pictures(batch * steps, size)
   feeds = {'train': training.make_feed(images, labels)}

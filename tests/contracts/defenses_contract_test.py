@@ -21,6 +21,7 @@ from bdjax import (
   data,
   defenses,
   eval,
+  models,
   registry,
   sweep,
   training,
@@ -30,7 +31,7 @@ from bdjax import (
 from tests import small_nets, toy
 from tests.contracts.defense_facts import FACTS
 
-NET = small_nets.conv_net(size=8, classes=4, width=4)
+NET = models.make('tiny', data.spec('synthetic'), width=4)
 KEY = jax.random.key(0)
 NUM = 12
 IMAGES = small_nets.random_images(0, NUM)
@@ -248,8 +249,12 @@ class DefensesContractTest(parameterized.TestCase):
   def test_effect_on_the_toy_world(self, name, i):
     effect = FACTS[name].effects[i]
     hp = defenses.REGISTRY[name].hparams(**effect.hparams)
-    carry = toy.defend(name, hp)
-    for rates in toy.evaluate_stack(carry.model, toy.victims()):
+    carry, victims = toy.defend(name, hp), toy.victims()
+    defense = build(name, hp, toy.classifier())
+    for k in range(toy.SEEDS):
+      member = tree.take(carry, k)
+      deployed = defense.deploy(toy.classifier(), member.extra)
+      rates = toy.evaluate(member.model, victims[k], deployed)
       self.assertGreaterEqual(rates['c_acc'], effect.c_acc)
       self.assertBetween(rates['asr'], *effect.asr)
 

@@ -121,6 +121,15 @@ class ModelsContractTest(parameterized.TestCase):
       if group.conv:
         kernel = look_up(params, group.conv)['kernel']
         self.assertEqual(kernel.shape[-1], group.channels)
+        self.assertIn(group.previous, (group.conv, None))
+      if group.previous:
+        kernel = look_up(params, group.previous)['kernel']
+        self.assertEqual(kernel.shape[-1], group.channels)
+      if group.tap:
+        self.assertIn(f'{group.tap}.in', info.taps)
+      if name in models.REGISTRY:
+        self.assertIsNotNone(group.previous)
+        self.assertIsNotNone(group.tap)
 
   def test_identity_edits_change_nothing(self, name):
     model = make(name)

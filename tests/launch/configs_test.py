@@ -126,6 +126,7 @@ class ConfigsTest(parameterized.TestCase):
       'clean_ratio': '0.5',
       'quick': 'true',
       'numpy_legacy': 'true',
+      'methods': 'ft',
     }
     before = _get_config(module).to_dict()
     for option in _options(module):

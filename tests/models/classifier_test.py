@@ -110,6 +110,14 @@ class FromLinenTest(parameterized.TestCase):
       {'prune_graph': (types.PruneGroup(('bn1',), None, 4),)},
       "no 'bn1' among head",
     ),
+    (
+      {'prune_graph': (types.PruneGroup(('head',), None, 4, ('conv9',)),)},
+      "no 'conv9' among head",
+    ),
+    (
+      {'prune_graph': (types.PruneGroup(('head',), None, 4, tap='bn9'),)},
+      "Unknown tap 'bn9.in' in `prune_graph`",
+    ),
   )
   def test_facts_must_name_what_is_there(self, facts, message):
     with self.assertRaisesRegex((KeyError, ValueError), message):

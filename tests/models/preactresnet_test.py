@@ -57,6 +57,28 @@ class PreActResNet18Test(parameterized.TestCase):
     widths = [8, 8, 8, 8, 8, 16, 16, 16, 16, 32, 32, 32, 32, 64, 64, 64]
     self.assertEqual(channels, widths)
 
+  def test_prune_graph_names_the_convolution_before_in_module_order(self):
+    info = models.make('preactresnet18', CIFAR10, width=8).info
+    before = {
+      '.'.join(group.norm): '.'.join(group.previous)
+      for group in info.prune_graph
+    }
+    self.assertEqual(before['stage1_0.bn1'], 'stem')
+    self.assertEqual(before['stage1_1.bn1'], 'stage1_0.conv2')
+    self.assertEqual(before['stage2_0.bn1'], 'stage1_1.conv2')
+    # The projection of the block before stands behind its second convolution.
+    for stage in (2, 3, 4):
+      here = before[f'stage{stage}_1.bn1']
+      self.assertEqual(here, f'stage{stage}_0.shortcut')
+    for group in info.prune_graph:
+      if group.conv is not None:
+        self.assertEqual(group.previous, group.conv)
+
+  def test_prune_graph_names_the_taps(self):
+    info = models.make('preactresnet18', CIFAR10, width=8).info
+    self.assertEqual(info.prune_graph[0].tap, 'stage1.0.bn1')
+    self.assertEqual(info.prune_graph[-1].tap, 'stage4.1.bn2')
+
   def test_a_stride_of_two_pads_both_sides(self):
     # 'SAME' would pad the far sides only and give other numbers.
     model = models.make('preactresnet18', CIFAR10, width=2)

@@ -51,6 +51,93 @@ def softmax_gradient(params, data):
   return loss, accuracy, {'w': x.T @ error, 'b': error.sum(0)}
 
 
+class FitTest(parameterized.TestCase):
+  """½(x − target)² with the target, and a count of steps, in the rest."""
+
+  def phase(self, optimizer=None, **parts):
+    def objective(x, rest, batch, clock):
+      del clock
+      target, count = rest
+      target = target + jnp.mean(batch['label'])
+      loss = 0.5 * jnp.sum((x['a'] - target) ** 2)
+      return loss, ({'target': target}, (rest[0], count + 1))
+
+    return training.fit(
+      lambda key, carry: ({'a': carry.extra['x']}, (jnp.asarray(1.0), 0)),
+      objective,
+      optimizer or sgd(0.5),
+      finish=lambda x, rest: types.Carry(model=rest, extra=x),
+      **LENGTH,
+      **parts,
+    )
+
+  def step(self, phase, *x, label=0):
+    data = {**batch(), 'label': jnp.full(NUM, label)}
+    extra = {'x': jnp.asarray(x, jnp.float32)}
+    return one_step(phase, None, extra, data)
+
+  def test_one_step_by_hand(self):
+    carry, metrics = self.step(self.phase(), 3.0, 1.0)
+    np.testing.assert_allclose(carry.extra['a'], [2.0, 1.0])
+    np.testing.assert_allclose(metrics['loss'], 2.0)
+    np.testing.assert_allclose(metrics['target'], 1.0)
+    self.assertEqual(set(metrics), {'loss', 'target'})
+
+  def test_rest_is_the_objectives_and_is_not_trained(self):
+    carry, _ = self.step(self.phase(sgd(0.5, weight_decay=0.1)), 3.0)
+    np.testing.assert_allclose(carry.model[0], 1.0)
+    self.assertEqual(int(carry.model[1]), 1)
+
+  def test_prepare_changes_rest_and_batch_and_stops_gradients(self):
+    def prepare(x, rest, batch, clock):
+      del clock
+      # A target that follows x would leave no gradient if it passed one.
+      return (x['a'][0] - 1, rest[1] + 10), {**batch, 'label': jnp.ones(NUM)}
+
+    carry, metrics = self.step(self.phase(prepare=prepare), 3.0)
+    np.testing.assert_allclose(metrics['target'], 3.0)
+    np.testing.assert_allclose(carry.extra['a'], [3.0])
+    self.assertEqual(int(carry.model[1]), 11)
+
+    shifted = lambda x, rest, batch, clock: ((x['a'][0] - 1, rest[1]), batch)
+    carry, _ = self.step(self.phase(prepare=shifted), 3.0)
+    np.testing.assert_allclose(carry.extra['a'], [2.5])
+
+  def test_constrain_comes_last_and_sees_the_new_rest(self):
+    seen = []
+
+    def constrain(x, rest):
+      seen.append(int(rest[1]))
+      return {'a': jnp.clip(x['a'], 1.75, 1.9)}
+
+    carry, _ = self.step(self.phase(constrain=constrain), 3.0, 1.0)
+    np.testing.assert_allclose(carry.extra['a'], [1.9, 1.75])
+    self.assertEqual(seen, [1])
+
+  def test_optimizer_gets_the_clock_and_further_gradients(self):
+    seen = []
+
+    def update(grads, state, params, *, clock, grad_fn):
+      far = grad_fn({'a': params['a'] + 1}, 0)
+      seen.append((grads['a'], far['a'], clock))
+      return grads, state
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda p: (), update)
+    self.step(self.phase(optimizer), 3.0, label=1)
+    grads, far, clock = seen[0]
+    np.testing.assert_allclose(grads, [1.0])
+    np.testing.assert_allclose(far, [2.0])
+    self.assertIs(clock, CLOCK)
+
+  def test_momentum_lives_in_the_state(self):
+    phase = self.phase(sgd(0.5, momentum=0.9))
+    state = phase.init(KEY, types.Carry(model=None, extra={'x': jnp.ones(1)}))
+    data = {**batch(), 'label': jnp.ones(NUM)}
+    for want in (1.5, 2.2):  # v = −1, then −0.9 − 0.5
+      state, _ = phase.step(state, data, CLOCK)
+      np.testing.assert_allclose(state.trained['a'], [want], rtol=1e-6)
+
+
 class SupervisedTest(parameterized.TestCase):
   def test_one_step_of_softmax_regression(self):
     model = NET.init(KEY)
@@ -246,3 +333,14 @@ class ImplantTest(parameterized.TestCase):
     )
     want = float(jnp.mean(noisy(batch()['image'][:2], own)))
     self.assertAlmostEqual(first, want, places=5)
+
+
+class RememberTest(parameterized.TestCase):
+  def test_hands_on_the_model_it_started_from(self):
+    model, extra = NET.init(KEY), {'mask': jnp.ones(2)}
+    plain = training.supervised(NET, sgd(), **LENGTH)
+    carry, _ = one_step(training.remember(plain), model, extra)
+    want, _ = one_step(plain, model, extra)
+    chex.assert_trees_all_equal(carry.model, want.model)
+    chex.assert_trees_all_equal(carry.extra.model, model)
+    chex.assert_trees_all_equal(carry.extra.extra, extra)

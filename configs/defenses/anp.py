@@ -1,0 +1,31 @@
+"""ANP: pruning of channels that are sensitive to adversarial weight noise.
+
+Paper:    Wu and Wang, NeurIPS 2021; ε = 0.4, α = 0.2, 2000 steps
+Command:  python -m launch.defend --config=configs/defenses/anp.py
+            --parents='attacked/cifar10/preactresnet18/*'
+Expected: full setting not yet measured here
+Quick:    --config=configs/defenses/anp.py:quick (toy world, seconds)
+"""
+
+from bdjax import defenses
+from configs import common
+
+_OTHERS = {
+  # Ours: small sets take small batches, and fewer steps are enough.
+  'digits16': {'batch_size': 32, 'num_steps': 600},
+  'digits32': {'batch_size': 32, 'num_steps': 600},
+  'synthetic': {'batch_size': 32, 'num_steps': 200},
+}
+
+
+def get_config(arg: str | None = None):
+  """Settings of `launch.defend`."""
+  options = common.parse_arg(
+    arg, dataset='cifar10', num_steps=None, quick=False, clean_ratio=0.05
+  )
+  config = common.defense('anp', options)
+  values = dict(_OTHERS.get(options.dataset, {}))
+  if options.num_steps is not None:
+    values['num_steps'] = options.num_steps
+  config.method = common.fields(defenses.AnpHParams, **values)
+  return config
