@@ -8,6 +8,7 @@ import pathlib
 import rich.box
 import rich.table
 from absl import flags
+from rich import markup
 
 from bdjax import zoo
 from launch import cli, figures, show
@@ -53,7 +54,7 @@ def write(root: pathlib.Path, records: list[dict]) -> list[dict]:
   print_table(rows)
   missing = _missing(records)
   for line in missing:
-    show.CONSOLE.print(f'not defended: {line}', highlight=False)
+    show.CONSOLE.print(f'not defended: {markup.escape(line)}', highlight=False)
   text = _markdown(rows, drawn, missing)
   (root / 'report.md').write_text(text, encoding='utf-8')
   (root / 'table.csv').write_text(zoo.tables.to_csv(rows), encoding='utf-8')
@@ -73,10 +74,11 @@ def print_table(rows: list[dict]) -> None:
     cells = [
       zoo.tables.shown(row, n, rate) for n, _, rate in zoo.tables.COLUMNS
     ]
-    table.add_row(*cells)
+    table.add_row(*map(markup.escape, cells))
   show.CONSOLE.print(table)
   for name, sentence in _verdicts(rows):
-    show.CONSOLE.print(f'[bold]{name}[/bold]: {sentence}', highlight=False)
+    text = f'[bold]{markup.escape(name)}[/bold]: {markup.escape(sentence)}'
+    show.CONSOLE.print(text, highlight=False)
 
 
 def _verdicts(rows) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from bdjax.perturb.inversion import blend as blend
 from bdjax.perturb.inversion import found_patch as found_patch
 from bdjax.perturb.inversion import invert_step as invert_step
 from bdjax.perturb.inversion import start_lane as start_lane
+from bdjax.perturb.inversion import step_lane as step_lane
 from bdjax.perturb.per_image import project_each as project_each
 from bdjax.perturb.per_image import sign_descent as sign_descent
 from bdjax.perturb.projections import NORMS as NORMS

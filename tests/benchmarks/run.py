@@ -14,7 +14,7 @@ import jax
 from absl import app, flags
 
 from bdjax import zoo
-from tests.benchmarks import eval_bench, step_bench, timing
+from tests.benchmarks import defense_bench, eval_bench, step_bench, timing
 
 SUITE = flags.DEFINE_enum('suite', 'cpu', ['cpu', 'gpu', 'all'], 'Which.')
 ONLY = flags.DEFINE_string('only', '', 'Regular expression on names.')
@@ -29,6 +29,9 @@ CPU = {
   'step_w64_32': lambda n, t: _STEP(n, t, 64, 32, 64, steps=2),
   'epoch': step_bench.epoch,
   'stamping': step_bench.stamping,
+  'defense_steps': defense_bench.steps,
+  'inversion': defense_bench.inversion,
+  'defense_k8': defense_bench.stack,
   'eval_k1': lambda n, t: _EVAL(n, t, 'preactresnet18', 1, 256),
   'eval_k4': lambda n, t: _EVAL(n, t, 'preactresnet18', 4, 256),
   'eval_k16': lambda n, t: _EVAL(n, t, 'preactresnet18', 16, 256),
