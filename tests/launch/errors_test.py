@@ -62,7 +62,7 @@ class CommandLineTest(parameterized.TestCase):
     config = ft_sam.get_config('quick')
     config.name = 'ftsam'
     self.assert_refused(
-      "Unknown defense 'ftsam'. Did you mean 'ft_sam'.* Known: ft, ft_sam",
+      "Unknown defense 'ftsam'. Did you mean 'ft_sam'.* Known: anp, bnp",
       defend.main,
       config,
       _store(),
