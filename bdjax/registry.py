@@ -12,6 +12,8 @@ from bdjax import checks
 
 _E = TypeVar('_E')
 
+Make = Callable[..., Any]
+
 _FLOATS = (float, float | None, 'float', 'float | None')
 
 KINDS = ('attack', 'defense', 'detection', 'reactivation', 'analysis')
@@ -99,7 +101,7 @@ class Entry(NamedTuple):
     info: facts of the method.
   """
 
-  make: Callable[..., Any]
+  make: Make
   hparams: type
   info: MethodInfo
 

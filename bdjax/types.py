@@ -49,9 +49,8 @@ def hparams(cls: type[_T]) -> type[_T]:
   """Registers hyper-parameters: float fields are traced, all others static.
 
   A field annotated `float` or `float | None` becomes a leaf of the pytree, so
-  that it can be vmapped and changed without recompiling; counts, names and
-  flags are part of the tree's structure. So are floats that decide a count,
-  such as a poisoning ratio; they say it by
+  that it can be vmapped and changed without recompiling. Counts, names and
+  flags are structure, and so are floats that decide a count, such as a ratio:
   `dataclasses.field(default=0.1, metadata={'static': True})`.
   """
   cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
@@ -137,8 +136,7 @@ class ClassifierInfo:
     head_path: path of the last linear layer in `params`.
     norm_paths: paths of all BatchNorm layers in `params`.
     prune_graph: which convolution feeds which norm.
-    norm_decay: weight of the old running statistics in one update (flax's
-      `momentum`, one minus torch's).
+    norm_decay: weight of the old running statistics in one update.
   """
 
   arch: str
@@ -208,8 +206,7 @@ class AttackInfo:
     name: registry key.
     label_mode: 'all2one' or 'all2all'.
     target_label: class the trigger leads to; None for all-to-all.
-    poison_ratio: poisoned examples / whole training set; None where a count
-      was given instead.
+    poison_ratio: poisoned examples / whole set; None where a count was given.
     clean_label: whether training labels stay untouched.
     order: whether the trigger comes before or after augmentation.
   """
@@ -388,8 +385,8 @@ class Exec:
     mode: 'vmap' one batched program; 'map' one program, `chunk` models at a
       time; 'loop' a Python loop over one program; 'shard' spread over devices.
     chunk: models at a time; None = from `memory_budget`.
-    memory_budget: bytes the live models of one chunk may take; None = half of
-      what the device reports, or 4 GiB where it reports nothing.
+    memory_budget: bytes for the live models of one chunk; None = half of what
+      the device reports, or 4 GiB where it reports nothing.
     donate: whether the stack's buffers may be reused for the result.
     precision: matmul precision, 'default' | 'high' | 'highest' | 'bfloat16'.
     remat: whether the lifted function is rematerialized in the backward pass.

@@ -8,11 +8,12 @@ the paper or of the data set and is resolved before a run starts.
 
 import dataclasses
 import types
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import config_dict
 
-from bdjax import checks, registry, training
+from bdjax import attacks, checks, defenses, registry, training
 
 QUICK = dict(dataset='synthetic', arch='tiny')
 
@@ -169,25 +170,67 @@ def execution() -> config_dict.ConfigDict:
   )
 
 
-def defense(
-  name: str, options: types.SimpleNamespace
-) -> config_dict.ConfigDict:
-  """The skeleton of a post-training defense.
+def attack(arg: str | None, name: str, **assets: str) -> config_dict.ConfigDict:
+  """The settings of an attack.
 
   Args:
+    arg: text after the colon.
     name: registry key.
-    options: with `dataset` (whose values the config holds) and `clean_ratio`.
+    **assets: files it can be given; '' for what it makes itself.
 
   Returns:
-    A ConfigDict without `method`.
+    A ConfigDict for `launch.attack`.
   """
+  options = parse_arg(arg, **WORLD, numpy_legacy=False)
+  config = world(options)
+  config.name = name
+  config.train = recipe(options)
+  config.method = fields(
+    attacks.REGISTRY[name].hparams,
+    index_rng='numpy_legacy' if options.numpy_legacy else 'jax',
+  )
+  config.assets = assets
+  return config
+
+
+def defense(
+  arg: str | None,
+  name: str,
+  others: Mapping[str, Mapping[str, Any]],
+  *,
+  length: str | None = None,
+  clean_ratio: float = 0.05,
+  sampler: str = 'random',
+) -> config_dict.ConfigDict:
+  """The settings of a post-training defense.
+
+  Args:
+    arg: text after the colon.
+    name: registry key.
+    others: per data set the values that differ from the defaults.
+    length: hyper-parameter, 'epochs' or the like, that `arg` may set too.
+    clean_ratio: clean images / training set, unless `arg` says otherwise.
+    sampler: how they are drawn, 'random' | 'class_balanced'.
+
+  Returns:
+    A ConfigDict for `launch.defend`.
+  """
+  lengths = {} if length is None else {length: None}
+  options = parse_arg(
+    arg, dataset='cifar10', quick=False, clean_ratio=clean_ratio, **lengths
+  )
+  values = dict(others.get(options.dataset, {}))
+  for field in lengths:
+    if getattr(options, field) is not None:
+      values[field] = getattr(options, field)
   return config_dict.ConfigDict(
     {
       'name': name,
       'dataset': options.dataset,
       'seed': 0,
       'clean_ratio': options.clean_ratio,
-      'sampler': 'random',
+      'sampler': sampler,
       'exec': execution(),
+      'method': fields(defenses.REGISTRY[name].hparams, **values),
     }
   )

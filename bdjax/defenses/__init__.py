@@ -1,5 +1,8 @@
 """Defenses: one file each, all on the contract of `types.Defense`."""
 
+import functools
+from typing import Any
+
 from bdjax import registry
 from bdjax.defenses.anp import AnpHParams as AnpHParams
 from bdjax.defenses.anp import anp as anp
@@ -32,289 +35,159 @@ from bdjax.defenses.rnp import rnp as rnp
 from bdjax.defenses.sau import SauHParams as SauHParams
 from bdjax.defenses.sau import sau as sau
 
+
+def _mitigation(
+  make: registry.Make,
+  hparams: type,
+  paper: str,
+  *,
+  subcategory: str = 'tuning',
+  needs: tuple[str, ...] = ('clean_labelled',),
+  reference_repo: str = 'SCLBD/BackdoorBench',
+  **facts: Any,
+) -> registry.Entry:
+  """An entry of a method that purifies a trained model it fully holds."""
+  info = registry.MethodInfo(
+    kind='defense',
+    stage='post_training',
+    category='mitigation',
+    subcategory=subcategory,
+    access='white_box',
+    needs=needs,
+    outputs='model',
+    paper=paper,
+    reference_repo=reference_repo,
+    **facts,
+  )
+  return registry.Entry(make, hparams, info)
+
+
+_pruning = functools.partial(
+  _mitigation,
+  subcategory='structure_modification',
+  vmappable=('checkpoints', 'seeds', 'thresholds', 'float_hparams'),
+)
+
 REGISTRY: dict[str, registry.Entry] = {
-  'ft': registry.Entry(
+  'ft': _mitigation(
     ft,
     FtHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='tuning',
-      access='white_box',
-      needs=('clean_labelled',),
-      outputs='model',
-      paper='BackdoorBench: a Comprehensive Benchmark of Backdoor Learning',
-      venue='NeurIPS Datasets and Benchmarks',
-      year=2022,
-      reference_repo='SCLBD/BackdoorBench',
-    ),
+    'BackdoorBench: a Comprehensive Benchmark of Backdoor Learning',
+    venue='NeurIPS Datasets and Benchmarks',
+    year=2022,
   ),
-  'ft_sam': registry.Entry(
+  'ft_sam': _mitigation(
     ft_sam,
     FtSamHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='tuning',
-      access='white_box',
-      needs=('clean_labelled',),
-      outputs='model',
-      paper=(
-        'Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware '
-        'Minimization'
-      ),
-      venue='ICCV',
-      year=2023,
-      reference_repo='SCLBD/BackdoorBench',
-    ),
+    'Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware '
+    'Minimization',
+    venue='ICCV',
+    year=2023,
   ),
-  'npd': registry.Entry(
+  'npd': _mitigation(
     npd,
     NpdHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='structure_modification',
-      access='white_box',
-      needs=('clean_labelled',),
-      outputs='model',
-      paper=(
-        'Neural Polarizer: A Lightweight and Effective Backdoor Defense via '
-        'Purifying Poisoned Features'
-      ),
-      venue='NeurIPS',
-      year=2023,
-      reference_repo='SCLBD/BackdoorBench',
-    ),
+    'Neural Polarizer: A Lightweight and Effective Backdoor Defense via '
+    'Purifying Poisoned Features',
+    venue='NeurIPS',
+    year=2023,
+    subcategory='structure_modification',
   ),
-  'sau': registry.Entry(
+  'sau': _mitigation(
     sau,
     SauHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='tuning',
-      access='white_box',
-      needs=('clean_labelled',),
-      outputs='model',
-      paper=(
-        'Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning '
-        'Shared Adversarial Examples'
-      ),
-      venue='NeurIPS',
-      year=2023,
-      reference_repo='shawkui/Shared_Adversarial_Unlearning',
-    ),
+    'Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning '
+    'Shared Adversarial Examples',
+    venue='NeurIPS',
+    year=2023,
+    reference_repo='shawkui/Shared_Adversarial_Unlearning',
   ),
-  'nad': registry.Entry(
+  'nad': _mitigation(
     nad,
     NadHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='tuning',
-      access='white_box',
-      needs=('clean_labelled',),
-      outputs='model',
-      paper=(
-        'Neural Attention Distillation: Erasing Backdoor Triggers from Deep '
-        'Neural Networks'
-      ),
-      venue='ICLR',
-      year=2021,
-      reference_repo='bboylyg/NAD',
-    ),
+    'Neural Attention Distillation: Erasing Backdoor Triggers from Deep '
+    'Neural Networks',
+    venue='ICLR',
+    year=2021,
+    reference_repo='bboylyg/NAD',
   ),
-  'fp': registry.Entry(
+  'fp': _pruning(
     fp,
     FpHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='structure_modification',
-      access='white_box',
-      needs=('clean_labelled',),
-      outputs='model',
-      paper=(
-        'Fine-Pruning: Defending Against Backdooring Attacks on Deep '
-        'Neural Networks'
-      ),
-      venue='RAID',
-      year=2018,
-      vmappable=('checkpoints', 'seeds', 'thresholds', 'float_hparams'),
-      reference_repo='SCLBD/BackdoorBench',
-    ),
+    'Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural '
+    'Networks',
+    venue='RAID',
+    year=2018,
   ),
-  'nc': registry.Entry(
+  'nc': _mitigation(
     nc,
     NcHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='tuning',
-      access='white_box',
-      needs=('clean_labelled',),
-      outputs='model',
-      vmappable=('checkpoints', 'seeds', 'classes', 'float_hparams'),
-      paper=(
-        'Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural '
-        'Networks'
-      ),
-      venue='IEEE S&P',
-      year=2019,
-      reference_repo='SCLBD/BackdoorBench',
-    ),
+    'Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural '
+    'Networks',
+    venue='IEEE S&P',
+    year=2019,
+    vmappable=('checkpoints', 'seeds', 'classes', 'float_hparams'),
   ),
-  'anp': registry.Entry(
+  'anp': _pruning(
     anp,
     AnpHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='structure_modification',
-      access='white_box',
-      needs=('clean_labelled',),
-      outputs='model',
-      paper='Adversarial Neuron Pruning Purifies Backdoored Deep Models',
-      venue='NeurIPS',
-      year=2021,
-      vmappable=('checkpoints', 'seeds', 'thresholds', 'float_hparams'),
-      reference_repo='csdongxian/ANP_backdoor',
-    ),
+    'Adversarial Neuron Pruning Purifies Backdoored Deep Models',
+    venue='NeurIPS',
+    year=2021,
+    reference_repo='csdongxian/ANP_backdoor',
   ),
-  'i_bau': registry.Entry(
+  'i_bau': _mitigation(
     i_bau,
     IBauHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='tuning',
-      access='white_box',
-      needs=('clean_labelled',),
-      outputs='model',
-      paper='Adversarial Unlearning of Backdoors via Implicit Hypergradient',
-      venue='ICLR',
-      year=2022,
-      reference_repo='SCLBD/BackdoorBench',
-    ),
+    'Adversarial Unlearning of Backdoors via Implicit Hypergradient',
+    venue='ICLR',
+    year=2022,
   ),
-  'clp': registry.Entry(
+  'clp': _pruning(
     clp,
     ClpHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='structure_modification',
-      access='white_box',
-      outputs='model',
-      paper='Data-free Backdoor Removal Based on Channel Lipschitzness',
-      venue='ECCV',
-      year=2022,
-      vmappable=('checkpoints', 'seeds', 'thresholds', 'float_hparams'),
-      reference_repo='rkteddy/channel-Lipschitzness-based-pruning',
-    ),
+    'Data-free Backdoor Removal Based on Channel Lipschitzness',
+    venue='ECCV',
+    year=2022,
+    needs=(),
+    reference_repo='rkteddy/channel-Lipschitzness-based-pruning',
   ),
-  'ep': registry.Entry(
+  'ep': _pruning(
     ep,
     EpHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='structure_modification',
-      access='white_box',
-      needs=('poisoned_train_set',),
-      outputs='model',
-      paper='Pre-activation Distributions Expose Backdoor Neurons',
-      venue='NeurIPS',
-      year=2022,
-      vmappable=('checkpoints', 'seeds', 'thresholds', 'float_hparams'),
-      reference_repo='SCLBD/BackdoorBench',
-    ),
+    'Pre-activation Distributions Expose Backdoor Neurons',
+    venue='NeurIPS',
+    year=2022,
+    needs=('poisoned_train_set',),
   ),
-  'bnp': registry.Entry(
+  'bnp': _pruning(
     bnp,
     BnpHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='structure_modification',
-      access='white_box',
-      needs=('clean_labelled',),
-      outputs='model',
-      paper='Pre-activation Distributions Expose Backdoor Neurons',
-      venue='NeurIPS',
-      year=2022,
-      vmappable=('checkpoints', 'seeds', 'thresholds', 'float_hparams'),
-      reference_repo='SCLBD/BackdoorBench',
-    ),
+    'Pre-activation Distributions Expose Backdoor Neurons',
+    venue='NeurIPS',
+    year=2022,
   ),
-  'rnp': registry.Entry(
+  'rnp': _pruning(
     rnp,
     RnpHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='structure_modification',
-      access='white_box',
-      needs=('clean_labelled',),
-      outputs='model',
-      paper='Reconstructive Neuron Pruning for Backdoor Defense',
-      venue='ICML',
-      year=2023,
-      vmappable=('checkpoints', 'seeds', 'thresholds', 'float_hparams'),
-      reference_repo='bboylyg/RNP',
-    ),
+    'Reconstructive Neuron Pruning for Backdoor Defense',
+    venue='ICML',
+    year=2023,
+    reference_repo='bboylyg/RNP',
   ),
-  'fst': registry.Entry(
+  'fst': _mitigation(
     fst,
     FstHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='tuning',
-      access='white_box',
-      needs=('clean_labelled',),
-      outputs='model',
-      paper=(
-        'Towards Stable Backdoor Purification through Feature Shift Tuning'
-      ),
-      venue='NeurIPS',
-      year=2023,
-      reference_repo='AISafety-HKUST/stable_backdoor_purification',
-    ),
+    'Towards Stable Backdoor Purification through Feature Shift Tuning',
+    venue='NeurIPS',
+    year=2023,
+    reference_repo='AISafety-HKUST/stable_backdoor_purification',
   ),
-  'mcr': registry.Entry(
+  'mcr': _mitigation(
     mcr,
     McrHParams,
-    registry.MethodInfo(
-      kind='defense',
-      stage='post_training',
-      category='mitigation',
-      subcategory='tuning',
-      access='white_box',
-      needs=('clean_labelled',),
-      outputs='model',
-      paper=(
-        'Bridging Mode Connectivity in Loss Landscapes and Adversarial '
-        'Robustness'
-      ),
-      venue='ICLR',
-      year=2020,
-      reference_repo='SCLBD/BackdoorBench',
-    ),
+    'Bridging Mode Connectivity in Loss Landscapes and Adversarial Robustness',
+    venue='ICLR',
+    year=2020,
   ),
 }

@@ -55,7 +55,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bdjax import checks, keys, optim, surgery, training, tree, types
+from bdjax import checks, keys, surgery, training, tree, types
 
 Noise = dict[str, surgery.Masks]  # 'scale': δ, 'bias': ξ
 
@@ -121,22 +121,17 @@ def anp(
   checks.unit_interval(alpha=hp.alpha)
   surgery.norm_names(classifier)
   holds_out = hp.threshold is None and hp.selector == 'val'
-  mask = training.fit(
-    lambda key, carry: (surgery.full_masks(classifier, carry.model), carry),
+  mask = training.fit_masks(
+    classifier,
     objective(classifier, hp.alpha),
-    optim.sgd(optim.constant(hp.lr), momentum=hp.momentum, weight_decay=0.0),
+    lr=hp.lr,
+    momentum=hp.momentum,
     prepare=_prepare(classifier, hp),
-    constrain=lambda masks, carry: jax.tree.map(
-      lambda m: jnp.clip(m, 0, 1), masks
-    ),
-    finish=lambda masks, carry: training.with_extra(carry, scores=masks),
     name='mask',
     num_steps=hp.num_steps,
     grad_passes=2 + hp.anp_steps,
     batch_size=hp.batch_size,
     reads='clean_fit' if holds_out else 'clean',
-    augment=True,
-    drop_last=False,
   )
   pruning = training.prune_by_threshold(
     classifier,

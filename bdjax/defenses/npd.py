@@ -163,7 +163,7 @@ def npd(
   def prepare(params, rest, batch, clock):
     see = lambda images: forward(params, rest, images, train=hp.train_norm)[0]
     logits = see(batch['image'])
-    target = strongest_other(logits, batch['label'])
+    target = training.runner_up(logits, batch['label'])
     found = {
       'triggered': triggered(
         see, batch, target, hp, keys.stream(clock.key, 'inner')
@@ -239,13 +239,6 @@ def default_tap(classifier: types.Classifier) -> str:
   return f'{info.conv_taps[-1]}.in'
 
 
-def strongest_other(logits: types.Logits, labels: types.Labels) -> types.Labels:
-  """The class of the largest logit that is not the label, int32 [b]."""
-  own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-  others = jnp.where(own, -jnp.inf, logits)
-  return jnp.argmax(others, -1).astype(jnp.int32)
-
-
 def triggered(see, batch, target, hp: NpdHParams, key) -> types.Images:
   """Images with triggers of their own towards `target`; no gradient passes.
 
@@ -297,12 +290,12 @@ def purifying_losses(
   Returns:
     (benign, recovering, boosting, targeted) losses.
   """
-  rival = strongest_other(logits_triggered, labels)
+  rival = training.runner_up(logits_triggered, labels)
   return (
     training.cross_entropy(logits, labels),
     training.cross_entropy(logits_triggered, predictions),
-    _away_from(logits_triggered, rival),
-    _away_from(logits_triggered, target),
+    jnp.mean(training.repulsion(logits_triggered, rival)),
+    jnp.mean(training.repulsion(logits_triggered, target)),
   )
 
 
@@ -314,12 +307,6 @@ def _weights(hp: NpdHParams) -> tuple:
     hp.boost_weight,
     hp.target_weight,
   )
-
-
-def _away_from(logits, labels):
-  """Mean of −log(1.0001 − p of the label + 1e-12)."""
-  p = jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], axis=-1)
-  return jnp.mean(-jnp.log(1.0001 - p + 1e-12))
 
 
 def _initial(hp, images, example_keys):

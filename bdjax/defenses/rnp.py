@@ -149,8 +149,6 @@ def rnp(
   length: dict[str, Any] = dict(
     batch_size=hp.batch_size,
     reads='clean_fit' if holds_out else 'clean',
-    augment=True,
-    drop_last=False,
   )
   pruning = training.prune_by_threshold(
     classifier,
@@ -197,6 +195,8 @@ def _unlearn(classifier, hp, length) -> types.Phase:
     finish=finish,
     name='unlearn',
     num_epochs=hp.unlearn_epochs,
+    augment=True,
+    drop_last=False,
     **length,
   )
 
@@ -219,15 +219,11 @@ def _recover(classifier, hp, length) -> types.Phase:
     extra = {k: v for k, v in carry.extra.items() if k != 'unlearned'}
     return types.Carry(model=carry.model, extra={**extra, 'scores': masks})
 
-  return training.fit(
-    lambda key, carry: (surgery.full_masks(classifier, carry.model), carry),
+  return training.fit_masks(
+    classifier,
     objective,
-    optim.sgd(
-      optim.constant(hp.recover_lr), momentum=hp.momentum, weight_decay=0.0
-    ),
-    constrain=lambda masks, carry: jax.tree.map(
-      lambda m: jnp.clip(m, 0, 1), masks
-    ),
+    lr=hp.recover_lr,
+    momentum=hp.momentum,
     finish=finish,
     name='recover',
     num_epochs=hp.recover_epochs,

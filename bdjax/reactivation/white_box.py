@@ -54,7 +54,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bdjax import checks, keys, perturb, types
+from bdjax import checks, keys, perturb, training, types
 
 
 @types.hparams
@@ -189,20 +189,6 @@ def perturbation_trigger(
   return types.Trigger(init=init, apply=apply, info='universal_perturbation')
 
 
-def runner_up(logits: jax.Array, target: jax.Array) -> jax.Array:
-  """The most probable class other than the target.
-
-  Args:
-    logits: [b, n].
-    target: int [b].
-
-  Returns:
-    int [b].
-  """
-  is_target = jax.nn.one_hot(target, logits.shape[-1], dtype=bool)
-  return jnp.argmax(jnp.where(is_target, -jnp.inf, logits), axis=-1)
-
-
 def reactivation_loss(
   logits: jax.Array,
   target: jax.Array,
@@ -222,10 +208,8 @@ def reactivation_loss(
   """
   ce = optax.losses.softmax_cross_entropy_with_integer_labels(logits, target)
   # An integer index: no gradient flows through the choice of the class.
-  rival = runner_up(logits, target)
-  p = jax.nn.softmax(logits)
-  p_rival = jnp.take_along_axis(p, rival[:, None], axis=-1)[:, 0]
-  return weight_ce * ce - weight_runner_up * jnp.log(1.0001 - p_rival + 1e-12)
+  rival = training.runner_up(logits, target)
+  return weight_ce * ce + weight_runner_up * training.repulsion(logits, rival)
 
 
 def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:

@@ -16,6 +16,8 @@ from bdjax.training.losses import attention_distance as attention_distance
 from bdjax.training.losses import attention_map as attention_map
 from bdjax.training.losses import cross_entropy as cross_entropy
 from bdjax.training.losses import jensen_shannon as jensen_shannon
+from bdjax.training.losses import repulsion as repulsion
+from bdjax.training.losses import runner_up as runner_up
 from bdjax.training.losses import smoothed_kl as smoothed_kl
 from bdjax.training.losses import unlikelihood as unlikelihood
 from bdjax.training.phases import FitState as FitState
@@ -25,6 +27,7 @@ from bdjax.training.phases import fit as fit
 from bdjax.training.phases import implant as implant
 from bdjax.training.phases import remember as remember
 from bdjax.training.phases import supervised as supervised
+from bdjax.training.pruning import fit_masks as fit_masks
 from bdjax.training.pruning import prune as prune
 from bdjax.training.pruning import prune_by_threshold as prune_by_threshold
 from bdjax.training.pruning import prune_sweep as prune_sweep

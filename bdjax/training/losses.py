@@ -101,6 +101,30 @@ def unlikelihood(logits: types.Logits, labels: types.Labels) -> jax.Array:
   )
 
 
+def runner_up(logits: types.Logits, labels: types.Labels) -> types.Labels:
+  """The class of the largest logit that is not the label, int32 [b]."""
+  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  others = jnp.where(is_label, -jnp.inf, logits)
+  return jnp.argmax(others, axis=-1).astype(jnp.int32)
+
+
+def repulsion(logits: types.Logits, labels: types.Labels) -> jax.Array:
+  """−log(1.0001 − p) of a class to get away from, example by example.
+
+  Unlike `unlikelihood` it pulls until nothing is left of the class; the small
+  constant keeps certainty finite, at 9.2.
+
+  Args:
+    logits: [b, n].
+    labels: int [b], the classes to get away from.
+
+  Returns:
+    [b].
+  """
+  p = jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], axis=-1)
+  return -jnp.log(1.0001 - p[:, 0] + 1e-12)
+
+
 def attention_map(features: jax.Array) -> jax.Array:
   """Where a network looks: energy over channels, of norm one per example.
 

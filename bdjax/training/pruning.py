@@ -1,8 +1,9 @@
 """Phases of the defenses that prune channels of BatchNorm layers.
 
-Such a method scores channels and masks those beyond a threshold, which is
-either given, `prune`, or found on held-out images, `prune_sweep`. Scores and
-masks stay in `Carry.extra`, the pruned weights are the model.
+Such a method scores channels, by one look (`score`) or by soft masks that are
+trained (`fit_masks`), and masks those beyond a threshold, which is either
+given, `prune`, or found on held-out images, `prune_sweep`. Scores and masks
+stay in `Carry.extra`, the pruned weights are the model.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bdjax import checks, surgery, types
+from bdjax import checks, optim, surgery, types
+from bdjax.training.phases import fit
 from bdjax.training.selection import SELECTORS, one_by_one, selection
 
 
@@ -55,6 +57,46 @@ def score(
     batch_size=batch_size,
     reads=reads,
     augment=True,
+  )
+
+
+def fit_masks(
+  classifier: types.Classifier,
+  objective: Callable[..., tuple[jax.Array, Any]],
+  *,
+  lr: float | jax.Array,
+  momentum: float | jax.Array,
+  **phase: Any,
+) -> types.Phase:
+  """Trains a soft mask per channel, from 1, by SGD clipped to [0, 1].
+
+  Args:
+    classifier: the network.
+    objective: (masks, carry, batch, clock) -> (loss, (metrics, carry)).
+    lr: learning rate, without a schedule.
+    momentum: heavy-ball momentum.
+    **phase: `name`, a length, `batch_size`, `reads`, …; see `fit`.
+
+  Returns:
+    A phase over the data's recipe, whole epochs; it leaves extra['scores'] and
+    the model as it is.
+  """
+
+  def clip(masks, carry):
+    del carry
+    return jax.tree.map(lambda m: jnp.clip(m, 0, 1), masks)
+
+  defaults: dict[str, Any] = dict(
+    finish=lambda masks, carry: with_extra(carry, scores=masks),
+    augment=True,
+    drop_last=False,
+  )
+  return fit(
+    lambda key, carry: (surgery.full_masks(classifier, carry.model), carry),
+    objective,
+    optim.sgd(optim.constant(lr), momentum=momentum, weight_decay=0.0),
+    constrain=clip,
+    **{**defaults, **phase},
   )
 
 

@@ -8,19 +8,9 @@ Quick:    --config=configs/attacks/badnets.py:quick (toy world, seconds)
 All-to-all: --config.method.label_mode=all2all
 """
 
-from bdjax import attacks
 from configs import common
 
 
 def get_config(arg: str | None = None):
   """Settings of `launch.attack`."""
-  options = common.parse_arg(arg, **common.WORLD, numpy_legacy=False)
-  config = common.world(options)
-  config.name = 'badnets'
-  config.train = common.recipe(options)
-  config.method = common.fields(
-    attacks.BadNetsHParams,
-    index_rng='numpy_legacy' if options.numpy_legacy else 'jax',
-  )
-  config.assets = {'patch_image': ''}
-  return config
+  return common.attack(arg, 'badnets', patch_image='')

@@ -8,19 +8,9 @@ Quick:    --config=configs/attacks/blended.py:quick (toy world, seconds)
 Own picture: --config.assets.trigger_image=PICTURE.png
 """
 
-from bdjax import attacks
 from configs import common
 
 
 def get_config(arg: str | None = None):
   """Settings of `launch.attack`."""
-  options = common.parse_arg(arg, **common.WORLD, numpy_legacy=False)
-  config = common.world(options)
-  config.name = 'blended'
-  config.train = common.recipe(options)
-  config.method = common.fields(
-    attacks.BlendedHParams,
-    index_rng='numpy_legacy' if options.numpy_legacy else 'jax',
-  )
-  config.assets = {'trigger_image': ''}
-  return config
+  return common.attack(arg, 'blended', trigger_image='')

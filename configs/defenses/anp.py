@@ -7,7 +7,6 @@ Expected: full setting not yet measured here
 Quick:    --config=configs/defenses/anp.py:quick (toy world, seconds)
 """
 
-from bdjax import defenses
 from configs import common
 
 _OTHERS = {
@@ -20,12 +19,4 @@ _OTHERS = {
 
 def get_config(arg: str | None = None):
   """Settings of `launch.defend`."""
-  options = common.parse_arg(
-    arg, dataset='cifar10', num_steps=None, quick=False, clean_ratio=0.05
-  )
-  config = common.defense('anp', options)
-  values = dict(_OTHERS.get(options.dataset, {}))
-  if options.num_steps is not None:
-    values['num_steps'] = options.num_steps
-  config.method = common.fields(defenses.AnpHParams, **values)
-  return config
+  return common.defense(arg, 'anp', _OTHERS, length='num_steps')

@@ -7,7 +7,6 @@ Expected: full setting not yet measured here
 Quick:    --config=configs/defenses/clp.py:quick (toy world, seconds)
 """
 
-from bdjax import defenses
 from configs import common
 
 _OTHERS = {
@@ -18,10 +17,4 @@ _OTHERS = {
 
 def get_config(arg: str | None = None):
   """Settings of `launch.defend`."""
-  options = common.parse_arg(
-    arg, dataset='cifar10', quick=False, clean_ratio=0.05
-  )
-  config = common.defense('clp', options)
-  values = _OTHERS.get(options.dataset, {})
-  config.method = common.fields(defenses.ClpHParams, **values)
-  return config
+  return common.defense(arg, 'clp', _OTHERS)

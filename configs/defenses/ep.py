@@ -7,7 +7,6 @@ Expected: full setting not yet measured here
 Quick:    --config=configs/defenses/ep.py:quick (toy world, seconds)
 """
 
-from bdjax import defenses
 from configs import common
 
 _OTHERS = {
@@ -20,10 +19,4 @@ _OTHERS = {
 
 def get_config(arg: str | None = None):
   """Settings of `launch.defend`."""
-  options = common.parse_arg(
-    arg, dataset='cifar10', quick=False, clean_ratio=0.05
-  )
-  config = common.defense('ep', options)
-  values = _OTHERS.get(options.dataset, {})
-  config.method = common.fields(defenses.EpHParams, **values)
-  return config
+  return common.defense(arg, 'ep', _OTHERS)

@@ -7,7 +7,6 @@ Expected: full setting not yet measured here
 Quick:    --config=configs/defenses/fp.py:quick (toy world, seconds)
 """
 
-from bdjax import defenses
 from configs import common
 
 _OTHERS = {
@@ -23,12 +22,4 @@ _OTHERS = {
 
 def get_config(arg: str | None = None):
   """Settings of `launch.defend`."""
-  options = common.parse_arg(
-    arg, dataset='cifar10', epochs=None, quick=False, clean_ratio=0.05
-  )
-  config = common.defense('fp', options)
-  values = dict(_OTHERS.get(options.dataset, {}))
-  if options.epochs is not None:
-    values['epochs'] = options.epochs
-  config.method = common.fields(defenses.FpHParams, **values)
-  return config
+  return common.defense(arg, 'fp', _OTHERS, length='epochs')

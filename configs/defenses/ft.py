@@ -9,7 +9,6 @@ Expected: full setting not yet measured here; small settings: README
 Quick:    --config=configs/defenses/ft.py:quick (toy world, seconds)
 """
 
-from bdjax import defenses
 from configs import common
 
 # Ours. The toy world takes FT-SAM's rate, so that the two compare; there FT
@@ -25,12 +24,4 @@ _OTHERS = {
 
 def get_config(arg: str | None = None):
   """Settings of `launch.defend`."""
-  options = common.parse_arg(
-    arg, dataset='cifar10', epochs=None, quick=False, clean_ratio=0.05
-  )
-  config = common.defense('ft', options)
-  values = dict(_OTHERS.get(options.dataset, {}))
-  if options.epochs is not None:
-    values['epochs'] = options.epochs
-  config.method = common.fields(defenses.FtHParams, **values)
-  return config
+  return common.defense(arg, 'ft', _OTHERS, length='epochs')

@@ -7,7 +7,6 @@ Expected: full setting not yet measured here; small settings: README
 Quick:    --config=configs/defenses/ft_sam.py:quick (toy world, seconds)
 """
 
-from bdjax import defenses
 from configs import common
 
 _OTHERS = {
@@ -24,13 +23,6 @@ _OTHERS = {
 
 def get_config(arg: str | None = None):
   """Settings of `launch.defend`."""
-  options = common.parse_arg(
-    arg, dataset='cifar10', epochs=None, quick=False, clean_ratio=0.05
+  return common.defense(
+    arg, 'ft_sam', _OTHERS, length='epochs', sampler='class_balanced'
   )
-  config = common.defense('ft_sam', options)
-  config.sampler = 'class_balanced'
-  values = dict(_OTHERS.get(options.dataset, {}))
-  if options.epochs is not None:
-    values['epochs'] = options.epochs
-  config.method = common.fields(defenses.FtSamHParams, **values)
-  return config

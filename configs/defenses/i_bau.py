@@ -7,7 +7,6 @@ Expected: full setting not yet measured here; small settings: README
 Quick:    --config=configs/defenses/i_bau.py:quick (toy world, seconds)
 """
 
-from bdjax import defenses
 from configs import common
 
 _OTHERS = {
@@ -26,13 +25,5 @@ _OTHERS = {
 
 
 def get_config(arg: str | None = None):
-  """Settings of `launch.defend`; `epochs` is the number of rounds."""
-  options = common.parse_arg(
-    arg, dataset='cifar10', epochs=None, quick=False, clean_ratio=0.05
-  )
-  config = common.defense('i_bau', options)
-  values = dict(_OTHERS.get(options.dataset, {}))
-  if options.epochs is not None:
-    values['rounds'] = options.epochs
-  config.method = common.fields(defenses.IBauHParams, **values)
-  return config
+  """Settings of `launch.defend`."""
+  return common.defense(arg, 'i_bau', _OTHERS, length='rounds')

@@ -8,7 +8,6 @@ Expected: not yet measured here
 Quick:    --config=configs/defenses/mcr.py:quick (toy world, seconds)
 """
 
-from bdjax import defenses
 from configs import common
 
 _OTHERS = {
@@ -22,12 +21,4 @@ _OTHERS = {
 
 def get_config(arg: str | None = None):
   """Settings of `launch.defend`."""
-  options = common.parse_arg(
-    arg, dataset='cifar10', epochs=None, quick=False, clean_ratio=0.05
-  )
-  config = common.defense('mcr', options)
-  values = dict(_OTHERS.get(options.dataset, {}))
-  if options.epochs is not None:
-    values['epochs'] = options.epochs
-  config.method = common.fields(defenses.McrHParams, **values)
-  return config
+  return common.defense(arg, 'mcr', _OTHERS, length='epochs')

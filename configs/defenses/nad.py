@@ -8,7 +8,6 @@ Expected: not yet measured here
 Quick:    --config=configs/defenses/nad.py:quick (toy world, seconds)
 """
 
-from bdjax import defenses
 from configs import common
 
 _OTHERS = {
@@ -40,12 +39,4 @@ _OTHERS = {
 
 def get_config(arg: str | None = None):
   """Settings of `launch.defend`."""
-  options = common.parse_arg(
-    arg, dataset='cifar10', epochs=None, quick=False, clean_ratio=0.05
-  )
-  config = common.defense('nad', options)
-  values = dict(_OTHERS.get(options.dataset, {}))
-  if options.epochs is not None:
-    values['epochs'] = options.epochs
-  config.method = common.fields(defenses.NadHParams, **values)
-  return config
+  return common.defense(arg, 'nad', _OTHERS, length='epochs')

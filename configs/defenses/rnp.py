@@ -7,7 +7,6 @@ Expected: full setting not yet measured here
 Quick:    --config=configs/defenses/rnp.py:quick (toy world, seconds)
 """
 
-from bdjax import defenses
 from configs import common
 
 _OTHERS = {
@@ -22,12 +21,7 @@ _RATIOS = {'digits16': 0.05, 'digits32': 0.05, 'synthetic': 0.05}
 
 def get_config(arg: str | None = None):
   """Settings of `launch.defend`; clean_ratio=0 takes the data set's own."""
-  options = common.parse_arg(
-    arg, dataset='cifar10', quick=False, clean_ratio=0.0
-  )
-  if not options.clean_ratio:
-    options.clean_ratio = _RATIOS.get(options.dataset, 0.01)
-  config = common.defense('rnp', options)
-  values = _OTHERS.get(options.dataset, {})
-  config.method = common.fields(defenses.RnpHParams, **values)
+  config = common.defense(arg, 'rnp', _OTHERS, clean_ratio=0.0)
+  if not config.clean_ratio:
+    config.clean_ratio = _RATIOS.get(config.dataset, 0.01)
   return config

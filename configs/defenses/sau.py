@@ -8,7 +8,6 @@ Expected: not yet measured here
 Quick:    --config=configs/defenses/sau.py:quick (toy world, seconds)
 """
 
-from bdjax import defenses
 from configs import common
 
 _OTHERS = {
@@ -24,12 +23,4 @@ _OTHERS = {
 
 def get_config(arg: str | None = None):
   """Settings of `launch.defend`."""
-  options = common.parse_arg(
-    arg, dataset='cifar10', epochs=None, quick=False, clean_ratio=0.05
-  )
-  config = common.defense('sau', options)
-  values = dict(_OTHERS.get(options.dataset, {}))
-  if options.epochs is not None:
-    values['epochs'] = options.epochs
-  config.method = common.fields(defenses.SauHParams, **values)
-  return config
+  return common.defense(arg, 'sau', _OTHERS, length='epochs')

@@ -1,5 +1,4 @@
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +6,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from bdjax.analysis import cka
-
-GOLDEN = pathlib.Path(__file__).parent.parent / 'reference' / 'cka.npz'
+from tests.reference import golden
 
 # One program per shape; eager, every operation would be compiled by itself.
 jitted = functools.partial(jax.jit, static_argnames='debiased')
@@ -159,23 +157,23 @@ class CkaTest(parameterized.TestCase):
     'd30_0', 'd30_1', 'd30_2', 'd200_0', 'd200_1', 'd200_2'
   )
   def test_golden(self, name):
-    golden = np.load(GOLDEN)
-    x, y = golden[f'X_{name}'], golden[f'Y_{name}']
+    stored = golden.arrays('cka')
+    x, y = stored[f'X_{name}'], stored[f'Y_{name}']
     np.testing.assert_allclose(
-      linear(x, y).value, golden[f'cka_{name}'], rtol=4e-6
+      linear(x, y).value, stored[f'cka_{name}'], rtol=4e-6
     )
     np.testing.assert_allclose(
-      linear(x, x).value, golden[f'self_cka_{name}'], rtol=4e-6
+      linear(x, x).value, stored[f'self_cka_{name}'], rtol=4e-6
     )
     np.testing.assert_allclose(
       hsic(gram(x), gram(y)),
-      golden[f'hsic_unnormalised_{name}'],
+      stored[f'hsic_unnormalised_{name}'],
       rtol=4e-6,
     )
 
   def test_golden_mixed_widths(self):
-    golden = np.load(GOLDEN)
-    value = linear(golden['X_d30_0'], golden['Y_d200_1']).value
+    stored = golden.arrays('cka')
+    value = linear(stored['X_d30_0'], stored['Y_d200_1']).value
     np.testing.assert_allclose(
-      value, golden['cka_mixed_X_d30_0_Y_d200_1'], rtol=4e-6
+      value, stored['cka_mixed_X_d30_0_Y_d200_1'], rtol=4e-6
     )

@@ -1,6 +1,3 @@
-import functools
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,15 +5,14 @@ from absl.testing import absltest, parameterized
 
 from bdjax import attacks
 from tests.eval import linear
+from tests.reference import golden
 
-FILE = pathlib.Path(__file__).parents[1] / 'reference' / 'triggers_static.npz'
 SPEC = linear.spec(shape=(32, 32, 3), num_classes=10)
 KEY = jax.random.key(0)
 
 
-@functools.cache
 def reference():
-  return dict(np.load(FILE))
+  return golden.arrays('triggers_static')
 
 
 def setup(assets=None, **kwargs):

@@ -1,5 +1,4 @@
 import functools
-import pathlib
 
 import jax
 import numpy as np
@@ -7,15 +6,14 @@ from absl.testing import absltest, parameterized
 
 from bdjax import types
 from bdjax.attacks import selection
+from tests.reference import golden
 
-FILE = pathlib.Path(__file__).parents[1] / 'reference' / 'poison_indices.npz'
 RATIOS = (0.1, 0.05, 0.01, 0.005, 0.001)
 LABELS = np.arange(200) % 4
 
 
-@functools.cache
 def reference():
-  return dict(np.load(FILE))
+  return golden.arrays('poison_indices')
 
 
 def chosen(labels, key=None, **kwargs):

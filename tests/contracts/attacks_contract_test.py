@@ -4,11 +4,7 @@ An attack that needs assets gets them from `ASSETS`; what it reaches on the
 toy world stands in `EFFECT`.
 """
 
-import dataclasses
-import doctest
 import functools
-import json
-import sys
 
 import chex
 import jax
@@ -16,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from bdjax import attacks, registry, tree, types
+from bdjax import attacks, tree, types
 from tests import toy
+from tests.contracts import entries
 from tests.eval import linear
 
 SPEC = linear.spec(shape=(8, 8, 3), num_classes=4)
@@ -33,19 +30,6 @@ ASSETS: dict[str, dict[str, np.ndarray]] = {}
 # Least attack success rate on each of three models of the toy world, whose
 # clean accuracy stays at 0.95 or more.
 EFFECT: dict[str, float] = {'badnets': 0.95, 'blended': 0.9}
-HEADINGS = (
-  'Access:',
-  'Space:',
-  'BN:',
-  'Guarantees:',
-  'Divergences:',
-  'Cost:',
-  'Args:',
-  'Returns:',
-  'Raises:',
-  'Example:',
-  'References:',
-)
 NAMES = tuple(attacks.REGISTRY)
 
 
@@ -224,46 +208,26 @@ class AttacksContractTest(parameterized.TestCase):
     np.testing.assert_allclose(one, stamp(*make(name)), rtol=1e-6)
 
   @parameterized.product(name=NAMES)
-  def test_hparams_serialize_and_rebuild(self, name):
-    cls = attacks.REGISTRY[name].hparams
-    hp = cls(poison_ratio=0.05, target_label=3, index_rng='numpy_legacy')
-    text = json.dumps(dataclasses.asdict(hp))
-    self.assertEqual(registry.make_hparams(cls, json.loads(text)), hp)
-    with self.assertRaisesRegex(KeyError, "Did you mean 'poison_ratio'"):
-      registry.make_hparams(cls, {'poison_rate': 0.1})
+  def test_names_agree(self, name):
+    self.assertEqual(make(name)[0].info.name, name)
 
-  @parameterized.product(name=NAMES)
-  def test_hparams_are_documented(self, name):
-    cls = attacks.REGISTRY[name].hparams
-    docs = ''.join(base.__doc__ or '' for base in cls.__mro__[:-1])
-    for field in dataclasses.fields(cls):
-      self.assertIn(f'{field.name}: ', docs)
 
-  @parameterized.product(name=NAMES)
-  def test_info_is_complete(self, name):
-    attack, _ = make(name)
-    self.assertEqual(attack.info.name, name)
-    info = attacks.REGISTRY[name].info
-    self.assertEqual((info.kind, info.paradigm), ('attack', 'backdoor'))
-    for field in ('category', 'subcategory', 'paper', 'venue', 'tags'):
-      self.assertNotEmpty(getattr(info, field), field)
-    self.assertBetween(info.year, 2017, 2030)
-    self.assertEqual(info.status, 'implemented')
+def other_hparams(name):
+  return attacks.REGISTRY[name].hparams(
+    poison_ratio=0.05, target_label=3, index_rng='numpy_legacy'
+  )
 
-  @parameterized.product(name=NAMES)
-  def test_docstring_has_all_headings(self, name):
-    factory = attacks.REGISTRY[name].make
-    module = sys.modules[factory.__module__]
-    docs = f'{module.__doc__}\n{factory.__doc__}'
-    for heading in HEADINGS:
-      self.assertIn(heading, docs)
 
-  @parameterized.product(name=NAMES)
-  def test_docstring_examples_run(self, name):
-    module = sys.modules[attacks.REGISTRY[name].make.__module__]
-    result = doctest.testmod(module)
-    self.assertGreater(result.attempted, 0)
-    self.assertEqual(result.failed, 0)
+class AttackEntriesTest(
+  entries.contract(
+    attacks.REGISTRY,
+    other_hparams,
+    kind='attack',
+    filled=('tags',),
+    mistake=('poison_rate', "Did you mean 'poison_ratio'"),
+  )
+):
+  """The docstrings, hyper-parameters and taxonomy of every attack."""
 
 
 if __name__ == '__main__':

@@ -1,15 +1,12 @@
-"""What every defense of the registry must satisfy.
+"""What every defense of the registry must satisfy, in runs of a few steps.
 
-What the tests must know of a method, and what it achieves on the toy world,
-stands in `defense_facts`.
+What the tests must know of a method stands in `defense_facts`; what it
+achieves is the matter of `defenses_effect_test`.
 """
 
 import collections
 import dataclasses
-import doctest
 import functools
-import json
-import sys
 
 import chex
 import jax
@@ -20,15 +17,14 @@ from absl.testing import parameterized
 from bdjax import (
   data,
   defenses,
-  eval,
   models,
-  registry,
   sweep,
   training,
   tree,
   types,
 )
 from tests import small_nets, toy
+from tests.contracts import entries
 from tests.contracts.defense_facts import FACTS
 
 NET = models.make('tiny', data.spec('synthetic'), width=4)
@@ -36,23 +32,7 @@ KEY = jax.random.key(0)
 NUM = 12
 IMAGES = small_nets.random_images(0, NUM)
 LABELS = np.arange(NUM, dtype=np.int32) % 4
-HEADINGS = (
-  'Access:',
-  'Space:',
-  'BN:',
-  'Guarantees:',
-  'Divergences:',
-  'Cost:',
-  'Args:',
-  'Returns:',
-  'Raises:',
-  'Example:',
-  'References:',
-)
 NAMES = tuple(defenses.REGISTRY)
-EFFECTS = tuple(
-  (name, i) for name in NAMES for i in range(len(FACTS[name].effects))
-)
 AUGMENT = data.augment_fn(toy.dataset().spec)
 
 
@@ -111,6 +91,29 @@ def finished(name, seed=0):
 
 
 @functools.cache
+def stepwise(name):
+  """Carry and metrics of a run of one step per chunk, and its traces.
+
+  The latter are, for each phase, how often the network had been traced at the
+  end of its chunks.
+  """
+  traces, seen = [], collections.defaultdict(set)
+
+  def apply(*args, **kwargs):
+    traces.append(None)
+    return NET.apply(*args, **kwargs)
+
+  result = run(
+    name,
+    model(),
+    net=NET._replace(apply=apply),
+    chunk=1,
+    on_chunk=lambda report: seen[report.phase].add(len(traces)),
+  )
+  return result, seen
+
+
+@functools.cache
 def stacked(name, seeds=(0, 1, 2)):
   states = tree.stack([model(seed) for seed in seeds])
   return programs(name)[1](states, KEY)
@@ -161,8 +164,8 @@ class DefensesContractTest(parameterized.TestCase):
 
   @parameterized.product(name=NAMES)
   def test_chunk_by_chunk_equals_traced_as_a_whole(self, name):
-    stepwise = run(name, model(), chunk=1)
-    chex.assert_trees_all_close(outcome(name), stepwise, rtol=1e-4, atol=1e-5)
+    result, _ = stepwise(name)
+    chex.assert_trees_all_close(outcome(name), result, rtol=1e-4, atol=1e-5)
 
   @parameterized.product(name=NAMES)
   def test_stack_equals_loop(self, name):
@@ -206,19 +209,7 @@ class DefensesContractTest(parameterized.TestCase):
 
   @parameterized.product(name=NAMES)
   def test_chunks_share_one_program(self, name):
-    traces, seen = [], collections.defaultdict(set)
-
-    def apply(*args, **kwargs):
-      traces.append(None)
-      return NET.apply(*args, **kwargs)
-
-    run(
-      name,
-      model(),
-      net=NET._replace(apply=apply),
-      chunk=1,
-      on_chunk=lambda report: seen[report.phase].add(len(traces)),
-    )
+    _, seen = stepwise(name)
     for phase, counts in seen.items():
       self.assertLen(counts, 1, phase)
 
@@ -245,19 +236,6 @@ class DefensesContractTest(parameterized.TestCase):
     got = deployed.apply(stored.model, images)[0]
     np.testing.assert_array_equal(got, want)
 
-  @parameterized.parameters(*EFFECTS)
-  def test_effect_on_the_toy_world(self, name, i):
-    effect = FACTS[name].effects[i]
-    hp = defenses.REGISTRY[name].hparams(**effect.hparams)
-    carry, victims = toy.defend(name, hp), toy.victims()
-    defense = build(name, hp, toy.classifier())
-    for k in range(toy.SEEDS):
-      member = tree.take(carry, k)
-      deployed = defense.deploy(toy.classifier(), member.extra)
-      rates = toy.evaluate(member.model, victims[k], deployed)
-      self.assertGreaterEqual(rates['c_acc'], effect.c_acc)
-      self.assertBetween(rates['asr'], *effect.asr)
-
   @parameterized.product(name=NAMES)
   def test_names_agree(self, name):
     defense = build(name, hparams(name))
@@ -266,71 +244,10 @@ class DefensesContractTest(parameterized.TestCase):
     self.assertNotEmpty(phases)
     self.assertLen(set(phases), len(phases))
 
-  @parameterized.product(name=NAMES)
-  def test_hparams_serialize_and_rebuild(self, name):
-    cls = defenses.REGISTRY[name].hparams
-    hp = hparams(name)
-    text = json.dumps(dataclasses.asdict(hp))
-    self.assertEqual(registry.make_hparams(cls, json.loads(text)), hp)
-    with self.assertRaisesRegex(KeyError, 'has no hyper-parameter'):
-      registry.make_hparams(cls, {'no_such_field': 0.1})
 
-  @parameterized.product(name=NAMES)
-  def test_hparams_are_documented(self, name):
-    cls = defenses.REGISTRY[name].hparams
-    documented = ''.join(base.__doc__ or '' for base in cls.__mro__[:-1])
-    for field in dataclasses.fields(cls):
-      self.assertIn(f'{field.name}: ', documented)
-
-  @parameterized.product(name=NAMES)
-  def test_info_is_complete(self, name):
-    info = defenses.REGISTRY[name].info
-    self.assertEqual((info.kind, info.paradigm), ('defense', 'backdoor'))
-    for field in ('category', 'subcategory', 'paper', 'venue', 'outputs'):
-      self.assertNotEmpty(getattr(info, field), field)
-    self.assertBetween(info.year, 2017, 2030)
-    self.assertEqual(info.status, 'implemented')
-
-  @parameterized.product(name=NAMES)
-  def test_docstring_has_all_headings(self, name):
-    factory = defenses.REGISTRY[name].make
-    module = sys.modules[factory.__module__]
-    docs = f'{module.__doc__}\n{factory.__doc__}'
-    for heading in HEADINGS:
-      self.assertIn(heading, docs)
-
-  @parameterized.product(name=NAMES)
-  def test_docstring_examples_run(self, name):
-    module = sys.modules[defenses.REGISTRY[name].make.__module__]
-    result = doctest.testmod(module)
-    self.assertGreater(result.attempted, 0)
-    self.assertEqual(result.failed, 0)
-
-
-class NoDefenseTest(parameterized.TestCase):
-  """The zero of every table: a defense that does nothing."""
-
-  def test_rates_stay_and_der_is_one_half(self):
-    victim = toy.victim()
-    nothing = types.Defense(phases=(), info='nothing')
-    carry = types.Carry(model=victim.model, extra={})
-    after, metrics = training.run_phases(nothing.phases, carry, {}, KEY)
-    self.assertEqual(metrics, {})
-    before = toy.evaluate(victim.model, victim)
-    deployed = nothing.deploy(toy.classifier(), after.extra)
-    rates = toy.evaluate(after.model, victim, deployed)
-    self.assertEqual(rates, before)
-    change = (before['asr'], rates['asr'], before['c_acc'], rates['c_acc'])
-    self.assertEqual(eval.der(*change), 0.5)
-
-  def test_target_class_is_not_attacked(self):
-    victim = toy.victim()
-    rates = toy.evaluate(victim.model, victim)
-    labels, target = toy.dataset().test.labels, toy.attack().info.target_label
-    self.assertEqual(rates['n_triggered_test'], np.sum(labels != target))
-    self.assertLessEqual(rates['r_acc'], 1 - rates['asr'])
-
-  def test_other_reserve_other_images(self):
-    one, same, other = (toy.clean_feed.__wrapped__(s).index for s in (0, 0, 1))
-    np.testing.assert_array_equal(one, same)
-    self.assertFalse(np.array_equal(one, other))
+class DefenseEntriesTest(
+  entries.contract(
+    defenses.REGISTRY, hparams, kind='defense', filled=('outputs',)
+  )
+):
+  """The docstrings, hyper-parameters and taxonomy of every defense."""

@@ -5,10 +5,7 @@ short enough for a test stands in `SHORT`, what it achieves in `EFFECT`.
 """
 
 import dataclasses
-import doctest
 import functools
-import json
-import sys
 
 import chex
 import jax
@@ -21,7 +18,6 @@ from bdjax import (
   eval,
   keys,
   reactivation,
-  registry,
   sweep,
   training,
   tree,
@@ -29,6 +25,7 @@ from bdjax import (
 )
 from bdjax.reactivation import controls
 from tests import small_nets, toy
+from tests.contracts import entries
 
 NET = small_nets.conv_net(size=8, classes=4, width=4)
 KEY = jax.random.key(0)
@@ -45,19 +42,6 @@ EFFECT: dict[str, dict] = {
   'white_box': dict(outer_epochs=5, lr=0.5, pool_size=128, batch_size=64),
 }
 DORMANT = defenses.FtHParams(lr=1.0, epochs=20, batch_size=32)
-HEADINGS = (
-  'Access:',
-  'Space:',
-  'BN:',
-  'Guarantees:',
-  'Divergences:',
-  'Cost:',
-  'Args:',
-  'Returns:',
-  'Raises:',
-  'Example:',
-  'References:',
-)
 NAMES = tuple(reactivation.REGISTRY)
 NUM_TRIGGERED = 384  # test images of the toy world off the target class
 PERTURBING = tuple(
@@ -269,41 +253,10 @@ class ReactivationContractTest(parameterized.TestCase):
       if name in PERTURBING:
         self.assertIs(phase.augment, False)
 
-  @parameterized.product(name=NAMES)
-  def test_hparams_serialize_and_rebuild(self, name):
-    cls = reactivation.REGISTRY[name].hparams
-    hp = hparams(name)
-    text = json.dumps(dataclasses.asdict(hp))
-    self.assertEqual(registry.make_hparams(cls, json.loads(text)), hp)
-    with self.assertRaisesRegex(KeyError, 'has no hyper-parameter'):
-      registry.make_hparams(cls, {'no_such_field': 0.1})
 
-  @parameterized.product(name=NAMES)
-  def test_hparams_are_documented(self, name):
-    cls = reactivation.REGISTRY[name].hparams
-    for field in dataclasses.fields(cls):
-      self.assertIn(f'{field.name}: ', cls.__doc__)
-
-  @parameterized.product(name=NAMES)
-  def test_info_is_complete(self, name):
-    info = reactivation.REGISTRY[name].info
-    self.assertEqual((info.kind, info.paradigm), ('reactivation', 'backdoor'))
-    for field in ('category', 'subcategory', 'paper', 'venue', 'needs'):
-      self.assertNotEmpty(getattr(info, field), field)
-    self.assertBetween(info.year, 2017, 2030)
-    self.assertEqual(info.status, 'implemented')
-
-  @parameterized.product(name=NAMES)
-  def test_docstring_has_all_headings(self, name):
-    factory = reactivation.REGISTRY[name].make
-    module = sys.modules[factory.__module__]
-    docs = f'{module.__doc__}\n{factory.__doc__}'
-    for heading in HEADINGS:
-      self.assertIn(heading, docs)
-
-  @parameterized.product(name=NAMES)
-  def test_docstring_examples_run(self, name):
-    module = sys.modules[reactivation.REGISTRY[name].make.__module__]
-    result = doctest.testmod(module)
-    self.assertGreater(result.attempted, 0)
-    self.assertEqual(result.failed, 0)
+class ReactivationEntriesTest(
+  entries.contract(
+    reactivation.REGISTRY, hparams, kind='reactivation', filled=('needs',)
+  )
+):
+  """The docstrings, hyper-parameters and taxonomy of every re-activation."""

@@ -1,7 +1,6 @@
 """ANP: its guarantees, noise and masks by hand, torch's numbers, messages."""
 
 import functools
-import pathlib
 
 import chex
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from bdjax import checks, defenses, models, surgery, training, tree, types
+from bdjax import checks, defenses, surgery, training, tree, types
 from bdjax.defenses.anp import (
   noisy_model,
   objective,
@@ -17,9 +16,8 @@ from bdjax.defenses.anp import (
 )
 from tests import small_nets
 from tests.defenses import pruning
-from tests.reference import torch_layout
+from tests.reference import golden
 
-REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 NET = pruning.NET
 
 
@@ -43,30 +41,13 @@ def ones():
   return surgery.full_masks(NET, pruning.model())
 
 
-class AnpTest(parameterized.TestCase):
-  def test_masks_stay_in_the_unit_interval(self):
+class AnpTest(pruning.ScoresMixin, parameterized.TestCase):
+  def outcome(self):
+    return outcome()[0]
+
+  def test_some_masks_are_neither_zero_nor_one(self):
     scores = np.concatenate(list(outcome()[0].extra['scores'].values()))
-    self.assertEqual(scores.min(), 0)
-    self.assertEqual(scores.max(), 1)
     self.assertTrue(np.any((scores > 0) & (scores < 1)))
-
-  def test_scales_are_kept_or_zero_and_all_else_is_bit_identical(self):
-    before, (carry, _) = pruning.model(), outcome()
-    old = pruning.norm_leaf(before, 'scale')
-    new = pruning.norm_leaf(carry.model, 'scale')
-    for name, scale in old.items():
-      is_small = np.asarray(carry.extra['scores'][name]) <= 0.9
-      np.testing.assert_array_equal(new[name], np.where(is_small, 0, scale))
-      np.testing.assert_array_equal(carry.extra['masks'][name], ~is_small)
-    kept = [pruning.others(s, ('scale',)) for s in (before, carry.model)]
-    chex.assert_trees_all_equal(*kept)
-    pruned = int(surgery.num_pruned(carry.extra['masks']))
-    self.assertBetween(pruned, 1, 11)
-
-  def test_running_statistics_do_not_move(self):
-    chex.assert_trees_all_equal(
-      outcome()[0].model.batch_stats, pruning.model().batch_stats
-    )
 
   @parameterized.parameters((True, 0.4), (False, 0.8))
   def test_noise_stays_in_the_box_unless_it_is_not_projected(
@@ -204,18 +185,12 @@ class AnpTest(parameterized.TestCase):
       defenses.anp(small_nets.linear_net())
 
 
-@functools.cache
-def fixture():
-  with np.load(REFERENCE / 'anp.npz') as arrays:
-    return dict(arrays)
-
-
 def masks_of(prefix: str, leaf: str):
   """One leaf of every norm, by this library's name of the norm."""
   found = {}
-  for name, value in fixture().items():
-    if name.startswith(f'{prefix}/') and name.endswith(f'.{leaf}'):
-      stage, block, norm, _ = name.removeprefix(f'{prefix}/layer').split('.')
+  for name, value in golden.arrays('anp', f'{prefix}/layer').items():
+    if name.endswith(f'.{leaf}'):
+      stage, block, norm, _ = name.split('.')
       found[f'stage{stage}_{block}.{norm}'] = jnp.asarray(value, jnp.float64)
   assert len(found) == 16
   return found
@@ -231,42 +206,24 @@ def noise_of(prefix: str):
 class AnpGoldenTest(parameterized.TestCase):
   """One step on a real network in float64, against the official code's."""
 
-  def setUp(self):
-    super().setUp()
-    golden = fixture()
-    spec = types.DataSpec(
-      name='cifar10',
-      image_shape=(32, 32, 3),
-      num_classes=10,
-      mean=tuple(golden['mean'].tolist()),
-      std=tuple(golden['std'].tolist()),
-    )
-    self.net = models.make('preactresnet18', spec, width=8)
-    self.state = torch_layout.load_state(
-      REFERENCE / 'preact_w8_state.npz', self.net
-    )
-
-  def close(self, got, want, tolerance=1e-10):
-    scale = max(np.max(np.abs(x)) for x in jax.tree.leaves(want))
-    error = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), got, want)
-    self.assertLess(max(jax.tree.leaves(error)) / scale, tolerance)
+  def close(self, got, want):
+    golden.assert_close(got, want, 1e-10)
 
   def test_gradients_losses_and_masks(self):
-    golden = fixture()
+    arrays = golden.arrays('anp')
     with jax.enable_x64(True):
-      model = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), self.state)
-      carry = types.Carry(model=model, extra={})
+      carry = types.Carry(model=golden.state(dtype=jnp.float64), extra={})
       batch = {
-        'image': jnp.asarray(golden['images_u8'], jnp.float64) / 255,
-        'label': jnp.asarray(golden['labels'], jnp.int32),
+        'image': golden.images('anp'),
+        'label': jnp.asarray(arrays['labels'], jnp.int32),
       }
-      fun = objective(self.net, 0.2)
+      fun = objective(golden.network(), 0.2)
 
       def loss_fn(masks, noise):
         loss, (metrics, _) = fun(masks, carry, {**batch, 'noise': noise}, None)
         return loss, metrics
 
-      program = jax.jit(jax.value_and_grad(loss_fn, (0, 1), has_aux=True))
+      program = golden.jit(jax.value_and_grad(loss_fn, (0, 1), has_aux=True))
       masks, start = (
         masks_of('mask_init', 'neuron_mask'),
         noise_of('noise_init'),
@@ -284,9 +241,9 @@ class AnpGoldenTest(parameterized.TestCase):
         )
         self.close(noise, noise_of(name))
         (loss, metrics), (grads, _) = program(masks, noise)
-        self.close(loss, golden[f'{prefix}loss'])
-        self.close(metrics['loss_noisy'], golden[f'{prefix}loss_rob'])
-        self.close(metrics['loss_clean'], golden[f'{prefix}loss_nat'])
+        self.close(loss, arrays[f'{prefix}loss'])
+        self.close(metrics['loss_noisy'], arrays[f'{prefix}loss_rob'])
+        self.close(metrics['loss_clean'], arrays[f'{prefix}loss_nat'])
         self.close(grads, masks_of(f'{prefix}mask_grad', 'neuron_mask'))
       after = jax.tree.map(
         lambda m, g: jnp.clip(m - 0.2 * g, 0, 1), masks, grads

@@ -2,7 +2,6 @@
 
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +81,10 @@ class GaussianKlTest(parameterized.TestCase):
       self.assertGreaterEqual(float(kl[0]), 0)
 
 
-class BnpTest(parameterized.TestCase):
+class BnpTest(pruning.GuaranteesMixin, parameterized.TestCase):
+  def outcome(self):
+    return pruned(0.5)
+
   def test_divergences_are_those_of_the_norms_inputs(self):
     state = pruning.model()
     got = divergences(NET, state, images())
@@ -121,24 +123,6 @@ class BnpTest(parameterized.TestCase):
     carry = pruned(3.0, state, WIDE)
     self.assertEqual(float(carry.extra['masks'][name][channel]), 0)
     self.assertEqual(float(carry.model.params[name]['scale'][channel]), 0)
-
-  def test_scale_and_bias_go_together_and_all_else_is_bit_identical(self):
-    before, carry = pruning.model(), pruned(0.5)
-    self.assertBetween(int(surgery.num_pruned(carry.extra['masks'])), 1, 11)
-    for leaf in ('scale', 'bias'):
-      old = pruning.norm_leaf(before, leaf)
-      new = pruning.norm_leaf(carry.model, leaf)
-      for name, mask in carry.extra['masks'].items():
-        want = np.where(np.asarray(mask) == 1, old[name], 0)
-        np.testing.assert_array_equal(new[name], want)
-    chex.assert_trees_all_equal(
-      pruning.others(before), pruning.others(carry.model)
-    )
-
-  def test_running_statistics_do_not_move(self):
-    chex.assert_trees_all_equal(
-      pruned(0.5).model.batch_stats, pruning.model().batch_stats
-    )
 
   def test_reads_one_batch_of_the_clean_set(self):
     score, prune = defenses.bnp(NET).phases

@@ -1,7 +1,6 @@
 """CLP: its guarantees, bounds by hand, torch's numbers, messages."""
 
 import functools
-import pathlib
 
 import chex
 import jax
@@ -13,9 +12,8 @@ from bdjax import checks, data, defenses, models, surgery, types
 from bdjax.defenses.clp import channel_bounds
 from tests import small_nets
 from tests.defenses import pruning
-from tests.reference import torch_layout
+from tests.reference import golden, torch_layout
 
-REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 NET = pruning.NET
 WIDE = models.make('tiny', data.spec('synthetic'), width=16)
 
@@ -41,7 +39,10 @@ def planted(layer: str, channel: int, factor: float = 100.0):
   return types.ModelState(params=params, batch_stats=state.batch_stats)
 
 
-class ClpTest(parameterized.TestCase):
+class ClpTest(pruning.GuaranteesMixin, parameterized.TestCase):
+  def outcome(self):
+    return pruned(0.5)
+
   def test_bounds_are_singular_values_times_gains(self):
     state = pruning.model()
     bounds = channel_bounds(NET, state)
@@ -73,24 +74,6 @@ class ClpTest(parameterized.TestCase):
     mask = np.asarray(carry.extra['masks'][name])
     np.testing.assert_array_equal(np.flatnonzero(mask == 0), [channel])
     self.assertEqual(int(surgery.num_pruned(carry.extra['masks'])), 1)
-
-  def test_scale_and_bias_go_together_and_all_else_is_bit_identical(self):
-    before, carry = pruning.model(), pruned(0.5)
-    self.assertBetween(int(surgery.num_pruned(carry.extra['masks'])), 1, 11)
-    for leaf in ('scale', 'bias'):
-      old = pruning.norm_leaf(before, leaf)
-      new = pruning.norm_leaf(carry.model, leaf)
-      for name, mask in carry.extra['masks'].items():
-        want = np.where(np.asarray(mask) == 1, old[name], 0)
-        np.testing.assert_array_equal(new[name], want)
-    chex.assert_trees_all_equal(
-      pruning.others(before), pruning.others(carry.model)
-    )
-
-  def test_running_statistics_do_not_move(self):
-    chex.assert_trees_all_equal(
-      pruned(0.5).model.batch_stats, pruning.model().batch_stats
-    )
 
   def test_reads_no_data_and_uses_no_randomness(self):
     (phase,) = defenses.clp(NET).phases
@@ -142,27 +125,15 @@ SHAPES = {'bn1': (4,), 'bn2': (8,)}
 
 
 @functools.cache
-def fixture():
-  with np.load(REFERENCE / 'clp.npz') as arrays:
-    return dict(arrays)
-
-
-@functools.cache
-def network():
-  return models.make('preactresnet18', data.spec('cifar10'), width=8)
-
-
-@functools.cache
 def golden_state(kind: str) -> types.ModelState:
   """The reference model, as it is or with filters multiplied."""
-  net = network()
-  state = torch_layout.load_state(REFERENCE / 'preact_w8_state.npz', net)
+  state = golden.state()
   if kind == 'plain':
     return state
   arrays = torch_layout.to_torch(state.params)
+  planted = golden.arrays('clp', 'planted_')
   for tensor, i, factor in zip(
-    *(fixture()[f'planted_{x}'] for x in ('tensor', 'filter', 'factor')),
-    strict=True,
+    *(planted[x] for x in ('tensor', 'filter', 'factor')), strict=True
   ):
     array = np.array(arrays[str(tensor)])
     array[i] *= factor
@@ -180,24 +151,26 @@ class ClpGoldenTest(parameterized.TestCase):
   """Bounds and masks of a real network, against the official code's."""
 
   def test_norms_are_paired_as_in_torchs_module_order(self):
-    for group in network().info.prune_graph:
+    for group in golden.network().info.prune_graph:
       name = torch_norm('.'.join(group.norm))
       path = torch_layout.to_torch_name('/'.join((*group.previous, 'kernel')))
-      want = str(fixture()[f'paired_conv/{name}'])
+      want = str(golden.arrays('clp')[f'paired_conv/{name}'])
       self.assertEqual(path.removesuffix('.weight'), want)
 
   @parameterized.parameters('plain', 'planted')
   def test_bounds(self, kind):
-    bounds = jax.jit(lambda s: channel_bounds(network(), s))(golden_state(kind))
+    bounds = jax.jit(lambda s: channel_bounds(golden.network(), s))(
+      golden_state(kind)
+    )
     for name, got in bounds.items():
-      want = fixture()[f'{kind}/sigma/{torch_norm(name)}']
+      want = golden.arrays('clp')[f'{kind}/sigma/{torch_norm(name)}']
       np.testing.assert_allclose(got, want, rtol=5e-6)
 
   @parameterized.parameters('plain', 'planted')
   def test_masks_at_all_thresholds(self, kind):
-    bounds = channel_bounds(network(), golden_state(kind))
-    for u in fixture()['u_values']:
+    bounds = channel_bounds(golden.network(), golden_state(kind))
+    for u in golden.arrays('clp')['u_values']:
       masks = surgery.keep_inliers(bounds, float(u))
       for name, mask in masks.items():
-        want = fixture()[f'{kind}/pruned_u{u:g}/{torch_norm(name)}']
+        want = golden.arrays('clp')[f'{kind}/pruned_u{u:g}/{torch_norm(name)}']
         np.testing.assert_array_equal(1 - np.asarray(mask), want, name)

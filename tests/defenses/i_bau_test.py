@@ -1,7 +1,6 @@
 """I-BAU: its guarantees, its two passes, torch's numbers, its messages."""
 
 import functools
-import pathlib
 
 import chex
 import jax
@@ -10,12 +9,11 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from bdjax import defenses, models, training, types
+from bdjax import defenses, training
 from bdjax.defenses.i_bau import _patched, losses, unlearning_gradient
 from tests.defenses import tuning
-from tests.reference import torch_layout
+from tests.reference import golden, torch_layout
 
-REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 X = jnp.asarray(tuning.IMAGES, jnp.float32) / 255
 Y = jnp.asarray(tuning.LABELS, jnp.int32)
 MODEL = tuning.NET.init(tuning.KEY)
@@ -27,12 +25,7 @@ def hparams(**values):
 
 
 def run(hp, net=tuning.NET):
-  return training.run_phases(
-    defenses.i_bau(net, hp).phases,
-    types.Carry(model=MODEL, extra={}),
-    {'clean': training.make_feed(tuning.IMAGES, tuning.LABELS)},
-    tuning.KEY,
-  )
+  return tuning.run(defenses.i_bau(net, hp), MODEL)
 
 
 @functools.cache
@@ -135,49 +128,28 @@ class IBauTest(parameterized.TestCase):
     self.assertLen(jax.tree.leaves(defenses.IBauHParams()), 6)
 
 
-@functools.cache
-def fixture():
-  with np.load(REFERENCE / 'i_bau.npz') as arrays:
-    return {k: arrays[k] for k in arrays if not k.startswith(('toy', 'scal'))}
-
-
-@functools.cache
-def network():
-  spec = types.DataSpec(
-    name='cifar10',
-    image_shape=(32, 32, 3),
-    num_classes=10,
-    mean=tuple(fixture()['mean'].tolist()),
-    std=tuple(fixture()['std'].tolist()),
-  )
-  classifier = models.make('preactresnet18', spec, width=8)
-  path = REFERENCE / 'preact_w8_state.npz'
-  return classifier, torch_layout.load_state(path, classifier)
-
-
 class IBauGoldenTest(parameterized.TestCase):
   """Two inner steps and a hypergradient on a real network, in float64."""
 
-  def close(self, value, golden, tolerance=1e-8):
-    value, golden = np.float64(value), np.float64(golden)
-    error = np.max(np.abs(value - golden)) / np.max(np.abs(golden))
-    self.assertLess(error, tolerance)
+  arrays = golden.arrays('i_bau', 'net/')
+
+  def close(self, value, want):
+    golden.assert_close(value, want, 1e-8)
 
   def batches(self):
-    golden = fixture()
     return [
       {
-        'image': jnp.asarray(golden[f'net/images{i}_u8'], jnp.float64) / 255,
-        'label': jnp.asarray(golden[f'net/labels{i}'], jnp.int32),
+        'image': golden.images('i_bau', f'net/images{i}_u8'),
+        'label': jnp.asarray(self.arrays[f'labels{i}'], jnp.int32),
       }
       for i in (0, 1)
     ]
 
   def test_perturbation(self):
-    golden, hp = fixture(), defenses.IBauHParams()
-    classifier, model = network()
+    arrays, hp = self.arrays, defenses.IBauHParams()
+    classifier = golden.network()
 
-    @jax.jit
+    @golden.jit
     def step(model, delta, images):
       labels = jnp.argmax(classifier.apply(model, images)[0], -1)
       inner = losses(classifier, model.batch_stats, hp.penalty).inner
@@ -187,29 +159,28 @@ class IBauGoldenTest(parameterized.TestCase):
       return delta - hp.inner_lr * grad, value
 
     with jax.enable_x64(True):
-      model = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), model)
+      model = golden.state(dtype=jnp.float64)
       delta = jnp.zeros((32, 32, 3), jnp.float64)
       for i, batch in enumerate(self.batches()):
         delta, value = step(model, delta, batch['image'])
-        self.close(delta, golden[f'net/delta_{i + 1}'])
-        self.close(value, golden[f'net/inner_loss_{i + 1}'])
+        self.close(delta, arrays[f'delta_{i + 1}'])
+        self.close(value, arrays[f'inner_loss_{i + 1}'])
 
   @pytest.mark.slow  # more than a minute of compilation
   def test_hypergradient(self):
-    golden, hp = fixture(), defenses.IBauHParams()
-    classifier, model = network()
-    rows = np.isin(np.arange(32), golden['net/patched_rows'])
-    run = jax.jit(lambda *args: unlearning_gradient(classifier, hp, *args))
+    arrays, hp = self.arrays, defenses.IBauHParams()
+    classifier = golden.network()
+    rows = np.isin(np.arange(32), arrays['patched_rows'])
+    run = golden.jit(lambda *args: unlearning_gradient(classifier, hp, *args))
     with jax.enable_x64(True):
-      model = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), model)
+      model = golden.state(dtype=jnp.float64)
       kept, batch = self.batches()
-      delta = jnp.asarray(golden['net/delta_2'], jnp.float64)
+      delta = jnp.asarray(arrays['delta_2'], jnp.float64)
       batch['is_patched'] = jnp.asarray(rows)
       grad, info = run(model, delta, batch, kept)
-    self.close(info['loss'], golden['net/outer_loss'])
+    self.close(info['loss'], arrays['outer_loss'])
     got = torch_layout.to_torch(grad)
-    for name, value in golden.items():
-      if name.startswith('net/hypergrad/'):
-        self.close(got[name.removeprefix('net/hypergrad/')], value)
-    lengths = [np.linalg.norm(got[n]) for n in golden['net/param_names']]
-    np.testing.assert_allclose(lengths, golden['net/hypergrad_l2'], rtol=1e-8)
+    for name, value in golden.arrays('i_bau', 'net/hypergrad/').items():
+      self.close(got[name], value)
+    lengths = [np.linalg.norm(got[n]) for n in arrays['param_names']]
+    np.testing.assert_allclose(lengths, arrays['hypergrad_l2'], rtol=1e-8)

@@ -37,12 +37,9 @@ def program(num_phases, curve):
   """t -> the carry after so many phases, compiled once."""
 
   def carry(t):
-    return training.run_phases(
-      defenses.mcr(NET, hparams(t=t, curve=curve)).phases[:num_phases],
-      types.Carry(model=model(), extra={}),
-      {'clean': training.make_feed(tuning.IMAGES, tuning.LABELS)},
-      KEY,
-    )[0]
+    defense = defenses.mcr(NET, hparams(t=t, curve=curve))
+    defense = defense._replace(phases=defense.phases[:num_phases])
+    return tuning.run(defense, model())[0]
 
   return jax.jit(carry)
 

@@ -122,13 +122,9 @@ class NadTest(parameterized.TestCase):
 
   def test_extra_is_handed_on(self):
     hp = hparams(epochs=1, teacher_epochs=1)
-    carry, _ = training.run_phases(
-      defenses.nad(NET, hp).phases,
-      types.Carry(model=model(), extra={'mask': jnp.ones(2)}),
-      {'clean': training.make_feed(tuning.IMAGES, tuning.LABELS)},
-      KEY,
-    )
-    chex.assert_trees_all_equal(carry.extra, {'mask': jnp.ones(2)})
+    extra = {'mask': jnp.ones(2)}
+    carry, _ = tuning.run(defenses.nad(NET, hp), model(), extra)
+    chex.assert_trees_all_equal(carry.extra, extra)
 
   def test_layers_of_the_architectures(self):
     spec = data.spec('cifar10')

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from bdjax import defenses, perturb, sweep, training, tree, types
+from bdjax import defenses, perturb, sweep, tree
 from bdjax.defenses.nc import stamp_flagged, verdict
 from tests.defenses import tuning
 
@@ -21,13 +21,7 @@ def hparams(**values):
 
 
 def run(model, hp):
-  carry, _ = training.run_phases(
-    defenses.nc(tuning.NET, hp).phases,
-    types.Carry(model=model, extra={}),
-    {'clean': training.make_feed(tuning.IMAGES, tuning.LABELS)},
-    tuning.KEY,
-  )
-  return carry
+  return tuning.run(defenses.nc(tuning.NET, hp), model)[0]
 
 
 @functools.cache
@@ -121,14 +115,9 @@ class NcTest(parameterized.TestCase):
     model = tuning.NET.init(tuning.KEY)
     hp = hparams(threshold=0.0, unlearning_ratio=0.0, inversion_epochs=1)
     defense = defenses.nc(tuning.NET, hp)
-    feeds = {'clean': training.make_feed(tuning.IMAGES, tuning.LABELS)}
+    unlearn = defense._replace(phases=defense.phases[1:])
     extra = fake_extra([True, False, False, False])
-    carry, _ = training.run_phases(
-      defense.phases[1:],
-      types.Carry(model=model, extra=extra),
-      feeds,
-      tuning.KEY,
-    )
+    carry, _ = tuning.run(unlearn, model, extra)
     plain = defenses.ft(
       tuning.NET, defenses.FtHParams(epochs=2, batch_size=4, lr=0.05)
     )

@@ -1,7 +1,6 @@
 """NPD: its guarantees, its terms by hand, torch's numbers, its messages."""
 
 import functools
-import pathlib
 
 import chex
 import jax
@@ -13,13 +12,11 @@ from bdjax import defenses, existence, models, reactivation, training, types
 from bdjax.defenses.npd import (
   default_tap,
   purifying_losses,
-  strongest_other,
   triggered,
 )
 from tests.defenses import tuning
-from tests.reference import torch_layout
+from tests.reference import golden
 
-REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 X = jnp.asarray(tuning.IMAGES, jnp.float32) / 255
 MODEL = tuning.NET.init(tuning.KEY)
 ZERO = jnp.zeros((), jnp.int32)
@@ -33,13 +30,7 @@ def hparams(**values):
 
 def finish(hp, model=MODEL):
   """The carry after all phases."""
-  carry, _ = training.run_phases(
-    defenses.npd(tuning.NET, hp).phases,
-    types.Carry(model=model, extra={}),
-    {'clean': training.make_feed(tuning.IMAGES, tuning.LABELS)},
-    tuning.KEY,
-  )
-  return carry
+  return tuning.run(defenses.npd(tuning.NET, hp), model)[0]
 
 
 @functools.cache
@@ -84,7 +75,7 @@ class NpdTest(parameterized.TestCase):
   def test_target_is_never_the_label(self):
     logits = jnp.asarray([[5.0, 1.0, 2.0], [0.0, 1.0, -1.0], [3.0, 3.0, 3.0]])
     for label, want in ((0, [2, 1, 1]), (1, [0, 0, 0]), (2, [0, 1, 0])):
-      got = strongest_other(logits, jnp.full(3, label))
+      got = training.runner_up(logits, jnp.full(3, label))
       np.testing.assert_array_equal(got, want)
 
   @parameterized.parameters(
@@ -97,7 +88,7 @@ class NpdTest(parameterized.TestCase):
     hp = hparams(norm=norm, eps=eps, start=start, inner_steps=3)
     see = lambda images: tuning.NET.apply(MODEL, images)[0]
     batch = {'image': X, 'index': jnp.arange(tuning.NUM)}
-    target = strongest_other(see(X), jnp.asarray(tuning.LABELS))
+    target = training.runner_up(see(X), jnp.asarray(tuning.LABELS))
     got = triggered(see, batch, target, hp, tuning.KEY)
     self.assertBetween(float(jnp.min(got)), 0, 1)
     self.assertBetween(float(jnp.max(got)), 0, 1)
@@ -130,7 +121,7 @@ class NpdTest(parameterized.TestCase):
 
   def test_uniform_predictions(self):
     logits, labels = jnp.zeros((5, 4)), jnp.arange(5) % 4
-    target = strongest_other(logits, labels)
+    target = training.runner_up(logits, labels)
     terms = purifying_losses(logits, logits, labels, labels, target)
     np.testing.assert_allclose(terms[2:], -np.log(1.0001 - 0.25), rtol=1e-5)
 
@@ -237,71 +228,50 @@ class NpdDeployedTest(parameterized.TestCase):
     self.assertNotEqual(float(metrics['loss']), float(other['loss']))
 
 
-@functools.cache
-def fixture():
-  with np.load(REFERENCE / 'npd.npz') as arrays:
-    return dict(arrays)
-
-
-@functools.cache
-def network():
-  spec = types.DataSpec(
-    name='cifar10',
-    image_shape=(32, 32, 3),
-    num_classes=10,
-    mean=tuple(fixture()['mean'].tolist()),
-    std=tuple(fixture()['std'].tolist()),
-  )
-  classifier = models.make('preactresnet18', spec, width=8)
-  path = REFERENCE / 'preact_w8_state.npz'
-  return classifier, torch_layout.load_state(path, classifier)
-
-
-def polarizer_of(prefix, form):
+def polarizer_of(prefix):
   """Arrays of the fixture in this library's layout."""
-  golden = fixture()
+  arrays = golden.arrays('npd', f'{prefix}/')
   return {
-    'kernel': golden[f'{prefix}/0.weight'][:, :, 0, 0].T,
-    'scale': golden[f'{prefix}/1.weight'],
-    'bias': golden[f'{prefix}/1.bias'],
-  } | form
+    'kernel': arrays['0.weight'][:, :, 0, 0].T,
+    'scale': arrays['1.weight'],
+    'bias': arrays['1.bias'],
+  }
 
 
 def golden_step():
   """What one step of the phase makes of the fixture's batch."""
-  classifier, model = network()
-  golden = fixture()
+  classifier, arrays = golden.network(), golden.arrays('npd')
   hp = defenses.NpdHParams(batch_size=16, warm_epochs=0)
   (phase,) = defenses.npd(classifier, hp).phases
   state = types.ModelState(
-    params={'part0': polarizer_of('plug', {})},
+    params={'part0': polarizer_of('plug')},
     batch_stats={
       'part0': {
-        'mean': golden['plug/1.running_mean'],
-        'var': golden['plug/1.running_var'],
+        'mean': arrays['plug/1.running_mean'],
+        'var': arrays['plug/1.running_var'],
       }
     },
   )
   to64 = lambda x: jnp.asarray(x, jnp.float64)
   carry = types.Carry(
-    model=jax.tree.map(to64, model),
+    model=golden.state(dtype=jnp.float64),
     extra={'polarizer': jax.tree.map(to64, state)},
   )
   batch = {
-    'image': to64(golden['images_u8']) / 255,
-    'label': jnp.asarray(golden['labels'], jnp.int32),
+    'image': golden.images('npd'),
+    'label': jnp.asarray(arrays['labels'], jnp.int32),
     'index': jnp.arange(16),
     'mask': jnp.ones(16, bool),
   }
 
-  @jax.jit
+  @golden.jit
   def run(carry, batch):
     start = phase.init(CLOCK.key, carry)
     after, metrics = phase.step(start, batch, CLOCK)
     net = defenses.npd(classifier, hp).deploy(classifier, carry.extra)
     see = lambda images: net.apply(carry.model, images)[0]
     logits = see(batch['image'])
-    target = strongest_other(logits, batch['label'])
+    target = training.runner_up(logits, batch['label'])
     images = triggered(see, batch, target, hp, CLOCK.key)
     return {
       'before': start.trained,
@@ -320,13 +290,8 @@ def golden_step():
 class NpdGoldenTest(parameterized.TestCase):
   """One step of phase B on a real network, in float64 as the fixture."""
 
-  def close(self, value, golden, tolerance=1e-8):
-    value, golden = np.float64(value), np.float64(golden)
-    error = np.max(np.abs(value - golden)) / np.max(np.abs(golden))
-    self.assertLess(error, tolerance)
-
   def test_step(self):
-    golden = fixture()
+    want, close = golden.arrays('npd'), golden.assert_close
     with jax.enable_x64(True):
       got, batch = golden_step()
       terms = purifying_losses(
@@ -336,19 +301,18 @@ class NpdGoldenTest(parameterized.TestCase):
         jnp.argmax(got['logits'], -1),
         got['target'],
       )
-      rival = strongest_other(got['logits_triggered'], batch['label'])
-    np.testing.assert_array_equal(got['target'], golden['target_lab'])
-    np.testing.assert_array_equal(rival, golden['new_y'])
-    self.close(got['logits'], golden['logits_clean'])
-    self.close(got['logits_triggered'], golden['logits_adv'], 1e-6)
-    clipped = np.clip(golden['images_u8'] / 255 + golden['delta_2'], 0, 1)
-    self.close(got['images'], clipped, 1e-6)
+      rival = training.runner_up(got['logits_triggered'], batch['label'])
+    np.testing.assert_array_equal(got['target'], want['target_lab'])
+    np.testing.assert_array_equal(rival, want['new_y'])
+    close(got['logits'], want['logits_clean'], 1e-8)
+    close(got['logits_triggered'], want['logits_adv'], 1e-6)
+    clipped = np.clip(want['images_u8'] / 255 + want['delta_2'], 0, 1)
+    close(got['images'], clipped, 1e-6)
     for i, term in enumerate(terms):
-      self.close(term, golden[f'loss_{i + 1}'], 1e-6)
-    self.close(got['loss'], golden['loss'], 1e-6)
-    want = polarizer_of('plug_delta', {})
-    for name, delta in want.items():
+      close(term, want[f'loss_{i + 1}'], 1e-6)
+    close(got['loss'], want['loss'], 1e-6)
+    for name, delta in polarizer_of('plug_delta').items():
       moved = np.subtract(
         *(np.asarray(got[k]['part0'][name]) for k in ('after', 'before'))
       )
-      self.close(moved, delta, 1e-4)
+      close(moved, delta, 1e-4)

@@ -1,10 +1,11 @@
 """What the tests of pruning defenses share."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax import data, models, training, types
+from bdjax import data, models, surgery, training, types
 from tests import small_nets
 
 NET = models.make('tiny', data.spec('synthetic'), width=4)
@@ -65,3 +66,54 @@ def others(state: types.ModelState, leaves=('scale', 'bias')) -> list:
     for path, leaf in pairs
     if not (path[-1].key in leaves and path[-2].key.startswith('bn'))
   ]
+
+
+class GuaranteesMixin:
+  """Tests of what a method leaves of `model()`; for a `TestCase`.
+
+  Attributes:
+    pruned_leaves: of a norm's leaves those that are pruned.
+  """
+
+  pruned_leaves = ('scale', 'bias')
+
+  def outcome(self) -> types.Carry:
+    """Of the method on `model()`; some of its twelve channels are pruned."""
+    raise NotImplementedError
+
+  def expected_masks(self, extra) -> dict:
+    """{name of the norm: mask} by which the leaves were multiplied."""
+    return extra['masks']
+
+  def test_pruned_leaves_are_kept_or_zero_and_all_else_is_bit_identical(self):
+    before, carry = model(), self.outcome()
+    masks = carry.extra['masks']
+    self.assertBetween(int(surgery.num_pruned(masks)), 1, 11)
+    expected = self.expected_masks(carry.extra)
+    self.assertEqual(masks.keys(), norm_leaf(before, 'scale').keys())
+    for leaf in self.pruned_leaves:
+      old, new = norm_leaf(before, leaf), norm_leaf(carry.model, leaf)
+      for name, mask in masks.items():
+        np.testing.assert_array_equal(mask, expected[name])
+        want = np.where(np.asarray(mask) == 1, old[name], 0)
+        np.testing.assert_array_equal(new[name], want)
+    rest = [others(s, self.pruned_leaves) for s in (before, carry.model)]
+    chex.assert_trees_all_equal(*rest)
+
+  def test_running_statistics_do_not_move(self):
+    after = self.outcome().model.batch_stats
+    chex.assert_trees_all_equal(after, model().batch_stats)
+
+
+class ScoresMixin(GuaranteesMixin):
+  """The same of scales whose learned score is not above 0.9."""
+
+  pruned_leaves = ('scale',)
+
+  def expected_masks(self, extra):
+    return {k: np.asarray(v) > 0.9 for k, v in extra['scores'].items()}
+
+  def test_masks_stay_in_the_unit_interval(self):
+    scores = np.concatenate(list(self.outcome().extra['scores'].values()))
+    self.assertEqual(scores.min(), 0)
+    self.assertEqual(scores.max(), 1)

@@ -1,7 +1,6 @@
 """SAU: its two losses by hand, its search, its guarantees, torch's numbers."""
 
 import functools
-import pathlib
 
 import chex
 import jax
@@ -9,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from bdjax import defenses, models, optim, training, tree, types
+from bdjax import defenses, optim, training, tree, types
 from bdjax.defenses.sau import search, search_loss, unlearning_loss
 from tests import small_nets
 from tests.defenses import tuning
-from tests.reference import torch_layout
+from tests.reference import golden, torch_layout
 
-REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 NET, KEY, NUM = tuning.NET, tuning.KEY, tuning.NUM
 LINEAR = small_nets.linear_net(8, 4)
 CLOCK = types.Clock(KEY, jnp.int32(0), jnp.int32(0), 1, 1)
@@ -303,31 +301,6 @@ class SauTest(parameterized.TestCase):
       defenses.sau(NET, defenses.SauHParams(**values))
 
 
-@functools.cache
-def fixture():
-  with np.load(REFERENCE / 'sau.npz') as arrays:
-    return dict(arrays)
-
-
-@functools.cache
-def network():
-  """PreAct-ResNet18 of width 8, the student and the reference, in float64."""
-  spec = types.DataSpec(
-    name='cifar10',
-    image_shape=(32, 32, 3),
-    num_classes=10,
-    mean=tuple(fixture()['mean'].tolist()),
-    std=tuple(fixture()['std'].tolist()),
-  )
-  classifier = models.make('preactresnet18', spec, width=8)
-
-  def load(name):
-    state = torch_layout.load_state(REFERENCE / f'{name}.npz', classifier)
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), state)
-
-  return classifier, load('student_w8_state'), load('preact_w8_state')
-
-
 class SauGoldenTest(parameterized.TestCase):
   """One search of five steps and one step of the weights, in float64.
 
@@ -338,56 +311,53 @@ class SauGoldenTest(parameterized.TestCase):
     super().setUp()
     self.enter_context(jax.enable_x64(True))
 
-  def close(self, value, golden, tolerance=1e-6):
-    value, golden = np.float64(value), np.float64(golden)
-    error = np.max(np.abs(value - golden)) / np.max(np.abs(golden))
-    self.assertLess(error, tolerance)
+  def close(self, value, want, tolerance=1e-6):
+    golden.assert_close(value, want, tolerance)
 
   @parameterized.parameters(1, 2, 3, 4, 5)
   def test_search_loss(self, k):
-    golden = {
+    arrays = {
       name: jnp.asarray(x)
-      for name, x in fixture().items()
+      for name, x in golden.arrays('sau').items()
       if x.dtype.kind in 'fi'
     }
 
     def loss(adversarial, divergence):
       return search_loss(
-        golden[f'inner_per_logits_{k}'],
-        golden[f'inner_per_logits_ref_{k}'],
-        golden['labels'],
-        golden['outer_ori_lab'],
-        golden['outer_ori_lab_ref'],
+        arrays[f'inner_per_logits_{k}'],
+        arrays[f'inner_per_logits_ref_{k}'],
+        arrays['labels'],
+        arrays['outer_ori_lab'],
+        arrays['outer_ori_lab_ref'],
         defenses.SauHParams(beta_adv=adversarial, beta_js=divergence),
       )
 
-    self.close(loss(1.0, 0.0), golden[f'inner_loss_adv_{k}'])
-    self.close(loss(0.0, 1.0), golden[f'inner_loss_cross_{k}'])
-    self.close(loss(0.01, 1.0), golden[f'inner_loss_ae_{k}'])
+    self.close(loss(1.0, 0.0), arrays[f'inner_loss_adv_{k}'])
+    self.close(loss(0.0, 1.0), arrays[f'inner_loss_cross_{k}'])
+    self.close(loss(0.01, 1.0), arrays[f'inner_loss_ae_{k}'])
 
   def test_search_and_step_of_the_phase(self):
-    classifier, student, reference = network()
-    golden = fixture()
-    phase = defenses.sau(classifier, defenses.SauHParams()).phases[0]
+    arrays = golden.arrays('sau')
+    student, reference = (
+      golden.state(f'{name}_w8_state', jnp.float64)
+      for name in ('student', 'preact')
+    )
+    phase = defenses.sau(golden.network(), defenses.SauHParams()).phases[0]
     batch = {
-      'image': jnp.asarray(golden['images_u8'], jnp.float64) / 255,
-      'label': jnp.asarray(golden['labels'], jnp.int32),
+      'image': golden.images('sau'),
+      'label': jnp.asarray(arrays['labels'], jnp.int32),
     }
     state = phase.init(KEY, types.Carry(model=student, extra={}))
     state = state._replace(rest=state.rest._replace(reference=reference))
-    # Compiling is all that takes time here.
-    step = jax.jit(
-      phase.step, compiler_options={'xla_backend_optimization_level': 0}
-    )
-    after, metrics = step(state, batch, CLOCK)
-    self.close(metrics['clean_loss'], golden['outer_loss_cl'])
-    self.close(metrics['shared_loss'], golden['outer_loss_shared'])
-    self.close(metrics['loss'], golden['outer_loss'])
-    self.close(metrics['suspicious'], np.mean(golden['outer_potential_poison']))
+    after, metrics = golden.jit(phase.step)(state, batch, CLOCK)
+    self.close(metrics['clean_loss'], arrays['outer_loss_cl'])
+    self.close(metrics['shared_loss'], arrays['outer_loss_shared'])
+    self.close(metrics['loss'], arrays['outer_loss'])
+    self.close(metrics['suspicious'], np.mean(arrays['outer_potential_poison']))
     moved = torch_layout.to_torch(tree.subtract(after.trained, student.params))
-    names = [str(name) for name in golden['param_names']]
+    names = [str(name) for name in arrays['param_names']]
     norms = [np.linalg.norm(moved[name]) for name in names]
-    self.close(norms, golden['delta_l2_after'], 1e-4)
+    self.close(np.asarray(norms), arrays['delta_l2_after'], 1e-4)
     gradients = torch_layout.to_torch(after.opt_state[1].mu)
     norms = [10 * np.linalg.norm(gradients[name]) for name in names]
-    self.close(norms, golden['outer_grad_l2'])
+    self.close(np.asarray(norms), arrays['outer_grad_l2'])

@@ -14,16 +14,20 @@ IMAGES = small_nets.random_images(0, NUM)
 LABELS = np.arange(NUM) % 4
 
 
-def tune(defense, model, *, num=NUM, key=KEY, augment=None):
-  """The tuned model; with `num` examples or more per batch, one step each."""
-  carry, _ = training.run_phases(
+def run(defense, model, extra=None, *, num=NUM, key=KEY, augment=None):
+  """The carry and the metrics of a whole defense."""
+  return training.run_phases(
     defense.phases,
-    types.Carry(model=model, extra={}),
+    types.Carry(model=model, extra=extra or {}),
     {'clean': training.make_feed(IMAGES[:num], LABELS[:num])},
     key,
     augment=augment,
   )
-  return carry.model
+
+
+def tune(defense, model, **kwargs):
+  """The tuned model; with `num` examples or more per batch, one step each."""
+  return run(defense, model, **kwargs)[0].model
 
 
 def batch_statistics(model):

@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from bdjax import zoo
-from configs.defenses import suite
+from configs.defenses import anp, suite
 from launch import cli, defend, report, world
 from tests.launch import toy
 
@@ -109,6 +109,38 @@ class SuiteTest(parameterized.TestCase):
     (entry,) = refused(context)
     self.assertEqual(entry['status'], 'unsupported')
     self.assertIsNone(entry['ckpt_ref'])
+
+
+class OracleTest(parameterized.TestCase):
+  """ANP, whose published threshold is chosen on the triggered test set."""
+
+  def run_anp(self, store_name, **method):
+    context = store(store_name, 0, 1)
+    values = {'num_steps': 4, 'batch_size': 16, 'lr': 20.0} | method
+    made, _ = toy.quiet(
+      defend.main,
+      toy.set_all(
+        anp.get_config('quick'), {f'method.{k}': v for k, v in values.items()}
+      ),
+      context,
+      'attacked',
+    )
+    rows = {r['parents'][0]: r for r in zoo.records.read(context.records)}
+    return made, rows
+
+  def test_takes_the_least_asr_of_every_model_and_says_so(self):
+    thresholds = (0.2, 0.9)
+    asked = dict(selector='oracle', thresholds=thresholds, max_drop=1.0)
+    _, found = self.run_anp('oracle', **asked)
+    self.assertLen(found, 2)
+    given = [self.run_anp(f'at-{t}', threshold=t)[1] for t in thresholds]
+    for parent, row in found.items():
+      self.assertTrue(row['oracle_used'])
+      candidates = [row['base_asr'], *(one[parent]['asr'] for one in given)]
+      self.assertEqual(row['asr'], min(candidates))
+      self.assertFalse(given[0][parent]['oracle_used'])
+    asrs = {one[parent]['asr'] for one in given for parent in found}
+    self.assertGreater(len(asrs), 1)
 
 
 class PoisonedTrainTest(parameterized.TestCase):

@@ -1,21 +1,12 @@
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from bdjax import models, tree, types
-from tests.reference import torch_layout
+from bdjax import models, tree
+from tests.reference import golden, torch_layout
 
-REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
-CIFAR10 = types.DataSpec(
-  name='cifar10',
-  image_shape=(32, 32, 3),
-  num_classes=10,
-  mean=(0.4914, 0.4822, 0.4465),
-  std=(0.247, 0.243, 0.261),
-)
+CIFAR10 = golden.spec()
 
 
 class PreActResNet18Test(parameterized.TestCase):
@@ -121,12 +112,9 @@ class ReferenceTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    with np.load(REFERENCE / 'preact_w8.npz') as file:
-      cls.expected = {key: file[key] for key in file}
-    cls.model = models.make('preactresnet18', CIFAR10, width=8)
-    path = REFERENCE / 'preact_w8_state.npz'
-    cls.state = torch_layout.load_state(path, cls.model)
-    images = jnp.asarray(cls.expected['images_u8'], jnp.float32) / 255
+    cls.expected = golden.arrays('preact_w8')
+    cls.model, cls.state = golden.network(), golden.state()
+    images = golden.images('preact_w8', dtype=jnp.float32)
     cls.features = jax.jit(cls.model.features)(cls.state, images)
     cls.logits_train, cls.after = jax.jit(
       lambda state, images: cls.model.apply(state, images, train=True)
@@ -134,8 +122,7 @@ class ReferenceTest(parameterized.TestCase):
 
   def assert_close(self, actual, expected):
     """Ten times the difference between torch in float32 and in float64."""
-    atol = 2e-6 * float(np.abs(expected).max())
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
+    golden.assert_close(actual, expected, 2e-6)
 
   def test_inference(self):
     self.assert_close(self.features['logits'], self.expected['logits_eval'])
@@ -163,8 +150,8 @@ class ReferenceTest(parameterized.TestCase):
       self.assert_close(norm, self.expected[f'conv_l2/{name}'])
 
   def test_torch_names_cover_all_params(self):
-    with np.load(REFERENCE / 'preact_w8_state.npz') as file:
-      names = [k for k in file if 'running' not in k and 'num_' not in k]
+    stored = golden.arrays('preact_w8_state')
+    names = [k for k in stored if 'running' not in k and 'num_' not in k]
     ours = torch_layout.to_torch(self.state.params)
     self.assertCountEqual(ours, names)
     self.assertLen(names, 54)

@@ -1,7 +1,5 @@
 """AMSGrad: against its recursion, torch's numbers and optax's other form."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +7,8 @@ import optax
 from absl.testing import parameterized
 
 from bdjax import optim, types
+from tests.reference import golden
 
-REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 LR = 1e-2
 
 
@@ -67,12 +65,12 @@ class AmsgradTest(parameterized.TestCase):
     self.assertGreater(abs(ours[-1, 0]), 1.2 * abs(theirs[-1, 0]))
 
   def test_equals_torch(self):
-    golden = np.load(REFERENCE / 'optim_extras.npz')
+    arrays = golden.arrays('optim_extras')
     with jax.enable_x64(True):
       tx = optim.amsgrad(optim.constant(1e-4))
-      path = run(tx, golden['amsgrad_grads'], 0.0)
+      path = run(tx, arrays['amsgrad_grads'], 0.0)
     self.assertEqual(path.dtype, np.float64)
-    np.testing.assert_allclose(path, golden['amsgrad_params'], rtol=1e-6)
+    np.testing.assert_allclose(path, arrays['amsgrad_params'], rtol=1e-6)
 
   def test_largest_moment_never_falls(self):
     tx = optim.scale_by_amsgrad()

@@ -6,7 +6,6 @@ tolerances are about ten times what that code loses when run in float32.
 """
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,48 +13,23 @@ import numpy as np
 import optax
 from absl.testing import parameterized
 
-from bdjax import models, optim, tree, types
+from bdjax import optim, tree, types
 from bdjax.training import losses
-from tests.reference import torch_layout
+from tests.reference import golden, torch_layout
 
-_REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 _LR, _RHO, _SMOOTHING = 0.01, 2.0, 0.1
 _LOSS, _GRAD, _NORM, _EPS, _DELTA = 1e-6, 3e-5, 2e-4, 5e-5, 1e-3
 
 
 @functools.cache
-def _fixture(name):
-  with np.load(_REFERENCE / f'{name}.npz') as arrays:
-    return dict(arrays)
-
-
-@functools.cache
-def _classifier():
-  spec = types.DataSpec(
-    name='cifar10',
-    image_shape=(32, 32, 3),
-    num_classes=10,
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.247, 0.243, 0.261),
-  )
-  return models.make('preactresnet18', spec, width=8)
-
-
-def _start():
-  return torch_layout.load_state(
-    _REFERENCE / 'preact_w8_state.npz', _classifier()
-  )
-
-
-@functools.cache
 def _value_and_grad():
   """(params, statistics, smoothing) -> loss and gradient, in train-BN."""
-  images = jnp.float32(_fixture('sgd_step')['images_u8']) / 255
-  labels = jnp.int32(_fixture('sgd_step')['labels'])
+  images = golden.images('sgd_step', dtype=jnp.float32)
+  labels = jnp.int32(golden.arrays('sgd_step')['labels'])
 
   def loss_fn(params, batch_stats, smoothing):
     state = types.ModelState(params=params, batch_stats=batch_stats)
-    logits, state = _classifier().apply(state, images, train=True)
+    logits, state = golden.network().apply(state, images, train=True)
     loss = losses.smoothed_kl(logits, labels, smoothing)
     return loss, state.batch_stats
 
@@ -69,7 +43,7 @@ def _clock(step):
 def _norms(params):
   """Norms of all tensors in torch's order."""
   named = torch_layout.to_torch(params)
-  names = _fixture('sgd_step')['param_names']
+  names = golden.arrays('sgd_step')['param_names']
   return np.array([np.linalg.norm(named[str(n)]) for n in names])
 
 
@@ -80,7 +54,7 @@ def _sgd():
 @functools.cache
 def _sgd_run():
   """Per step: loss, gradient; then weights and statistics after it."""
-  state = _start()
+  state = golden.state()
   params, stats = state.params, state.batch_stats
   tx = _sgd()
   opt_state, log = tx.init(params), []
@@ -95,7 +69,7 @@ def _sgd_run():
 @functools.cache
 def _sam_run(adaptive):
   """Per step: losses, gradients and ε; then weights and statistics."""
-  state = _start()
+  state = golden.state()
   params, stats = state.params, state.batch_stats
   tx = optim.sam(_sgd(), _RHO, adaptive=adaptive)
   opt_state, log = tx.init(params), []
@@ -125,49 +99,41 @@ class GoldenTest(parameterized.TestCase):
     super().setUp()
     self.enter_context(jax.default_matmul_precision('highest'))
 
-  def assert_golden(self, got, golden, tolerance):
-    golden = np.asarray(golden, np.float64)
-    error = np.max(np.abs(np.asarray(got, np.float64) - golden))
-    self.assertLessEqual(error, tolerance * np.max(np.abs(golden)))
-
   def assert_selected(self, got, fixture, prefix, tolerance):
     """All tensors the fixture holds under the prefix, by torch name."""
-    names = [k for k in fixture if k.startswith(prefix + '/')]
-    self.assertNotEmpty(names)
-    for name in names:
+    want = golden.arrays(fixture, f'{prefix}/')
+    self.assertNotEmpty(want)
+    for name, value in want.items():
       with self.subTest(name):
-        tensor = got[name.removeprefix(prefix + '/')]
-        self.assert_golden(tensor, fixture[name], tolerance)
+        golden.assert_close(got[name], value, tolerance)
 
   @parameterized.parameters(1, 2)
   def test_sgd_step(self, k):
-    golden, (start, log) = _fixture('sgd_step'), _sgd_run()
+    want, (start, log) = golden.arrays('sgd_step'), _sgd_run()
     now = log[k - 1]
     delta = tree.subtract(now['params'], start.params)
-    self.assert_golden(now['loss'], golden[f'loss_step{k}'], _LOSS)
-    self.assert_golden(_norms(now['grad']), golden[f'grad_l2_step{k}'], _GRAD)
-    self.assert_golden(
-      _norms(now['params']), golden[f'param_l2_after{k}'], 1e-6
-    )
+    golden.assert_close(now['loss'], want[f'loss_step{k}'], _LOSS)
+    golden.assert_close(_norms(now['grad']), want[f'grad_l2_step{k}'], _GRAD)
+    golden.assert_close(_norms(now['params']), want[f'param_l2_after{k}'], 1e-6)
     self.assert_selected(
-      torch_layout.to_torch(delta), golden, f'delta_step{k}', _DELTA
+      torch_layout.to_torch(delta), 'sgd_step', f'delta_step{k}', _DELTA
     )
 
   def test_sgd_gradient_of_the_first_step(self):
-    golden, (_, log) = _fixture('sgd_step'), _sgd_run()
+    _, log = _sgd_run()
     self.assert_selected(
-      torch_layout.to_torch(log[0]['grad']), golden, 'grad_step1', _GRAD
+      torch_layout.to_torch(log[0]['grad']), 'sgd_step', 'grad_step1', _GRAD
     )
 
   def test_sgd_statistics_and_loss_after_two_steps(self):
-    golden, (_, log) = _fixture('sgd_step'), _sgd_run()
+    want, (_, log) = golden.arrays('sgd_step'), _sgd_run()
     self.assert_selected(
-      torch_layout.to_torch(log[1]['stats']), golden, 'bn_after2', 1e-5
+      torch_layout.to_torch(log[1]['stats']), 'sgd_step', 'bn_after2', 1e-5
     )
-    self.assert_golden(log[2]['loss'], golden['loss_step3'], _LOSS)
+    golden.assert_close(log[2]['loss'], want['loss_step3'], _LOSS)
 
   def test_ft_sam_perturbation(self):
-    golden, (_, log) = _fixture('ft_sam_step'), _sam_run(True)
+    want, (_, log) = golden.arrays('ft_sam_step'), _sam_run(True)
     now = log[0]
     eps = tree.subtract(now['near'], now['before'])
     # The difference of the weights is rounded to theirs; this one is not.
@@ -176,41 +142,45 @@ class GoldenTest(parameterized.TestCase):
     exact = tree.scale(-1.0, update)
     ratio = jax.tree.map(jnp.divide, exact, now['before'])
     scaled = jax.tree.map(jnp.multiply, now['grad'], now['before'])
-    self.assert_golden(_norms(eps), golden['eps_l2'], _NORM)
-    self.assert_golden(_norms(exact), golden['eps_l2'], _NORM)
-    self.assert_golden(tree.norm(exact), golden['eps_norm'], _NORM)
-    self.assert_golden(tree.norm(ratio), golden['eps_over_absw_norm'], _NORM)
-    self.assert_golden(tree.norm(scaled), golden['norm_w_times_g'], _NORM)
-    self.assert_golden(tree.norm(now['grad']), golden['norm_g'], _NORM)
-    self.assert_selected(torch_layout.to_torch(exact), golden, 'eps', _EPS)
+    golden.assert_close(_norms(eps), want['eps_l2'], _NORM)
+    golden.assert_close(_norms(exact), want['eps_l2'], _NORM)
+    golden.assert_close(tree.norm(exact), want['eps_norm'], _NORM)
+    golden.assert_close(tree.norm(ratio), want['eps_over_absw_norm'], _NORM)
+    golden.assert_close(tree.norm(scaled), want['norm_w_times_g'], _NORM)
+    golden.assert_close(tree.norm(now['grad']), want['norm_g'], _NORM)
+    self.assert_selected(
+      torch_layout.to_torch(exact), 'ft_sam_step', 'eps', _EPS
+    )
 
   def test_ft_sam_step(self):
-    golden, (start, log) = _fixture('ft_sam_step'), _sam_run(True)
+    want, (start, log) = golden.arrays('ft_sam_step'), _sam_run(True)
     now = log[0]
     delta = tree.subtract(now['params'], start.params)
-    self.assert_golden(now['loss'], golden['loss_at_w'], _LOSS)
-    self.assert_golden(now['near_loss'], golden['loss_at_perturbed'], _GRAD)
-    self.assert_golden(_norms(now['grad']), golden['grad_l2_at_w'], _GRAD)
-    self.assert_golden(
-      _norms(now['near_grad']), golden['grad_l2_at_perturbed'], _NORM
+    golden.assert_close(now['loss'], want['loss_at_w'], _LOSS)
+    golden.assert_close(now['near_loss'], want['loss_at_perturbed'], _GRAD)
+    golden.assert_close(_norms(now['grad']), want['grad_l2_at_w'], _GRAD)
+    golden.assert_close(
+      _norms(now['near_grad']), want['grad_l2_at_perturbed'], _NORM
     )
-    self.assert_selected(torch_layout.to_torch(delta), golden, 'delta', _DELTA)
-    self.assert_golden(_norms(now['params']), golden['param_l2_after'], 1e-6)
+    self.assert_selected(
+      torch_layout.to_torch(delta), 'ft_sam_step', 'delta', _DELTA
+    )
+    golden.assert_close(_norms(now['params']), want['param_l2_after'], 1e-6)
 
   def test_ft_sam_statistics_come_from_the_first_pass(self):
-    golden, (_, log) = _fixture('ft_sam_step'), _sam_run(True)
+    _, log = _sam_run(True)
     self.assert_selected(
-      torch_layout.to_torch(log[0]['stats']), golden, 'bn_after', 1e-5
+      torch_layout.to_torch(log[0]['stats']), 'ft_sam_step', 'bn_after', 1e-5
     )
 
   def test_ft_sam_second_step(self):
-    golden, (_, log) = _fixture('ft_sam_step'), _sam_run(True)
+    want, (_, log) = golden.arrays('ft_sam_step'), _sam_run(True)
     now = log[1]
-    self.assert_golden(now['loss'], golden['second_step_loss_at_w'], _GRAD)
-    self.assert_golden(
-      now['near_loss'], golden['second_step_loss_at_perturbed'], _GRAD
+    golden.assert_close(now['loss'], want['second_step_loss_at_w'], _GRAD)
+    golden.assert_close(
+      now['near_loss'], want['second_step_loss_at_perturbed'], _GRAD
     )
-    self.assert_golden(_norms(now['params']), golden['param_l2_after2'], 1e-6)
+    golden.assert_close(_norms(now['params']), want['param_l2_after2'], 1e-6)
 
   def test_plain_sam(self):
     """A radius of 2 without |w| throws the weights far from where they work.
@@ -218,25 +188,18 @@ class GoldenTest(parameterized.TestCase):
     There float32 loses much more (in float64 this agrees to 1e-8), hence the
     larger tolerances from the second pass on.
     """
-    fixture, (_, log) = _fixture('ft_sam_step'), _sam_run(False)
-    golden = {
-      k.removeprefix('plain/'): v
-      for k, v in fixture.items()
-      if k.startswith('plain/')
-    }
+    want, (_, log) = golden.arrays('ft_sam_step', 'plain/'), _sam_run(False)
     first, second = log
     eps = tree.subtract(first['near'], first['before'])
-    self.assert_golden(tree.norm(eps), golden['eps_norm'], _EPS)
-    self.assert_golden(_norms(eps), golden['eps_l2'], _EPS)
-    self.assert_golden(first['near_loss'], golden['loss_at_perturbed'], _GRAD)
-    self.assert_golden(
-      _norms(first['near_grad']), golden['grad_l2_at_perturbed'], 2e-3
+    golden.assert_close(tree.norm(eps), want['eps_norm'], _EPS)
+    golden.assert_close(_norms(eps), want['eps_l2'], _EPS)
+    golden.assert_close(first['near_loss'], want['loss_at_perturbed'], _GRAD)
+    golden.assert_close(
+      _norms(first['near_grad']), want['grad_l2_at_perturbed'], 2e-3
     )
-    self.assert_golden(_norms(first['params']), golden['param_l2_after'], 1e-5)
-    self.assert_golden(second['loss'], golden['second_step_loss_at_w'], 2e-4)
-    self.assert_golden(
-      second['near_loss'], golden['second_step_loss_at_perturbed'], 2e-2
+    golden.assert_close(_norms(first['params']), want['param_l2_after'], 1e-5)
+    golden.assert_close(second['loss'], want['second_step_loss_at_w'], 2e-4)
+    golden.assert_close(
+      second['near_loss'], want['second_step_loss_at_perturbed'], 2e-2
     )
-    self.assert_golden(
-      _norms(second['params']), golden['param_l2_after2'], 2e-4
-    )
+    golden.assert_close(_norms(second['params']), want['param_l2_after2'], 2e-4)

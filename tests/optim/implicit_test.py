@@ -1,23 +1,12 @@
 """Hypergradients against closed forms, a linear solve and torch's numbers."""
 
-import functools
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
 from bdjax import optim
-
-REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
-
-
-@functools.cache
-def fixture(prefix):
-  with np.load(REFERENCE / 'i_bau.npz') as arrays:
-    names = [name for name in arrays if name.startswith(prefix)]
-    return {name.removeprefix(prefix): arrays[name] for name in names}
+from tests.reference import golden
 
 
 def scalar(a, b, c, theta, alpha, delta, num_steps):
@@ -42,12 +31,12 @@ class ScalarTest(parameterized.TestCase):
 
   @parameterized.product(num_steps=(1, 2, 5, 20, 100))
   def test_golden(self, num_steps):
-    golden = fixture('scalar/')
+    arrays = golden.arrays('i_bau', 'scalar/')
     with jax.enable_x64(True):
-      a, b, c, theta, alpha = golden['abc_theta_alpha']
+      a, b, c, theta, alpha = arrays['abc_theta_alpha']
       for place, delta in (('at', b * theta / a), ('off', 0.2)):
         got = scalar(a, b, c, theta, alpha, delta, num_steps)
-        want = golden[f'{place}_optimum_K{num_steps}']
+        want = arrays[f'{place}_optimum_K{num_steps}']
         np.testing.assert_allclose(np.float64(got), want, rtol=1e-12)
 
   def test_direct_part_is_kept(self):
@@ -118,7 +107,7 @@ class NetworkTest(parameterized.TestCase):
 
   @parameterized.product(num_steps=(1, 2, 5, 20))
   def test_golden(self, num_steps):
-    g = fixture('toy/')
+    g = golden.arrays('i_bau', 'toy/')
 
     def cross_entropy(p, x, y):
       hidden = jnp.tanh(x @ p['W1'] + p['b1'][None])

@@ -1,15 +1,12 @@
 """Tests of the learning-rate schedules against closed forms."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
 from bdjax import optim, types
-
-_REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
+from tests.reference import golden
 
 
 def _clock(step=0, epoch=0, num_steps=1000, num_epochs=100):
@@ -54,7 +51,7 @@ class SchedulesTest(parameterized.TestCase):
 
   @parameterized.parameters('epoch', 'step')
   def test_cosines_equal_torch(self, unit):
-    expected = np.load(_REFERENCE / 'optim_extras.npz')['cosine_tmax100_lr']
+    expected = golden.arrays('optim_extras')['cosine_tmax100_lr']
     make = optim.cosine_epochs if unit == 'epoch' else optim.cosine_steps
     schedule = make(0.01, 100)
     lr = jax.vmap(lambda k: schedule(_clock()._replace(**{unit: k})))(

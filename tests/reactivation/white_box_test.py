@@ -11,7 +11,6 @@ from bdjax.reactivation.white_box import (
   WhiteBoxHParams,
   WhiteBoxState,
   reactivation_loss,
-  runner_up,
   white_box,
 )
 from tests import small_nets
@@ -140,13 +139,13 @@ class WhiteBoxTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(200, 3)), jnp.float32)
     target = jnp.asarray(rng.integers(0, 3, 200))
-    rival = runner_up(logits, target)
+    rival = training.runner_up(logits, target)
     self.assertFalse(np.any(rival == target))
     top = jnp.argmax(logits, axis=-1)
     off_target = np.asarray(top != target)
     np.testing.assert_array_equal(rival[off_target], top[off_target])
     # Equal logits throughout: still another class than the target.
-    flat = runner_up(jnp.zeros((3, 3)), jnp.arange(3))
+    flat = training.runner_up(jnp.zeros((3, 3)), jnp.arange(3))
     np.testing.assert_array_equal(flat, [1, 0, 0])
 
   def test_saturated_pixels_keep_their_gradient(self):

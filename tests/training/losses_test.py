@@ -99,6 +99,25 @@ class UnlikelihoodTest(parameterized.TestCase):
     self.assertTrue(bool(jnp.all(jnp.isfinite(grad))))
 
 
+class RepulsionTest(parameterized.TestCase):
+  def test_half_a_probability_is_log_two(self):
+    logits = jnp.zeros((3, 2))
+    got = training.repulsion(logits, jnp.asarray([0, 1, 0]))
+    np.testing.assert_allclose(got, np.full(3, -np.log(0.5001)), rtol=1e-6)
+
+  def test_gradient_is_that_of_minus_log_of_the_rest(self):
+    logits = jnp.asarray([[1.0, -0.5, 0.2]])
+    grad = jax.grad(lambda z: training.repulsion(z, jnp.asarray([1]))[0])
+    p = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    want = p[1] / (1.0001 - p[1]) * (np.eye(3)[1] - p)
+    np.testing.assert_allclose(grad(logits)[0], want, rtol=1e-5)
+
+  def test_certainty_is_finite(self):
+    logits = jnp.asarray([[200.0, 0.0]])
+    got = training.repulsion(logits, jnp.asarray([0]))
+    np.testing.assert_allclose(got, [-np.log(1e-4)], rtol=1e-3)
+
+
 class AttentionTest(parameterized.TestCase):
   def features(self, seed=0, channels=4):
     return jax.random.normal(jax.random.key(seed), (2, 3, 3, channels))

@@ -39,6 +39,50 @@ class ScoreTest(parameterized.TestCase):
     np.testing.assert_allclose(metrics['score']['mean_score'], [4.0])
 
 
+class FitMasksTest(parameterized.TestCase):
+  def fitted(self, num_steps, **fields):
+    """Masks after descending the slopes −1, 0, 1, 2 of bn1's channels."""
+
+    def objective(masks, carry, batch, clock):
+      del batch, clock
+      slopes = jnp.arange(4.0) - 1
+      loss = jnp.sum(slopes * masks['bn1']) + 0 * jnp.sum(masks['bn2'])
+      return loss, ({}, carry)
+
+    phase = training.fit_masks(
+      NET,
+      objective,
+      lr=0.125,
+      momentum=0.5,
+      name='mask',
+      num_steps=num_steps,
+      batch_size=4,
+      reads='clean',
+      **fields,
+    )
+    return run((phase,), {'mine': scores()})[0]
+
+  @parameterized.parameters(
+    # Heavy ball: 0.125·(1 + 1.5 + 1.75) of a slope after three steps.
+    (1, (1, 1, 0.875, 0.75)),
+    (3, (1, 1, 0.46875, 0)),
+    (9, (1, 1, 0, 0)),
+  )
+  def test_descends_from_one_within_the_unit_interval(self, num_steps, want):
+    carry = self.fitted(num_steps)
+    np.testing.assert_allclose(carry.extra['scores']['bn1'], want, rtol=1e-6)
+    np.testing.assert_array_equal(carry.extra['scores']['bn2'], np.ones(8))
+
+  def test_the_model_and_other_extras_stay(self):
+    carry = self.fitted(2)
+    chex.assert_trees_all_equal(carry.model, pruning.model())
+    self.assertEqual(set(carry.extra), {'mine', 'scores'})
+
+  def test_fields_of_the_phase_can_be_given(self):
+    finish = lambda masks, carry: types.Carry(model=carry.model, extra={})
+    self.assertEqual(self.fitted(1, finish=finish).extra, {})
+
+
 class PruneTest(parameterized.TestCase):
   @parameterized.parameters(True, False)
   def test_masks_reach_scales_and_biases_only_if_asked(self, zero_bias):

@@ -1,0 +1,91 @@
+"""Published figures: hulls, patterns, bands, and the commands that run them."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import pytest
+from absl.testing import parameterized
+
+from bdjax import attacks, defenses
+from tests.launch import toy
+from tests.reference import published, run
+
+
+def row(attack='blended', defense=None, c_acc=0.93, asr=0.98):
+  return {'attack': attack, 'defense': defense, 'c_acc': c_acc, 'asr': asr}
+
+
+class CompareTest(parameterized.TestCase):
+  def test_hull_of_the_sources(self):
+    (one,) = published.compare([row()])
+    self.assertEqual(one.published_asr, (97.71, 99.92))
+    self.assertEqual(one.published_c_acc, (93.44, 93.47))
+    self.assertLen(one.sources, 2)
+    self.assertEqual((one.c_acc, one.asr), (93.0, 98.0))
+
+  @parameterized.parameters(
+    # Fine-tuning leaves Blended: 82.22 and 96.11 % are published.
+    (dict(defense='ft', asr=0.90), True, True),
+    (dict(defense='ft', asr=0.73), True, True),
+    (dict(defense='ft', asr=0.72), True, False),
+    (dict(defense='ft', asr=0.40), False, False),
+    (dict(defense='ft', asr=0.90, c_acc=0.90), True, False),
+    # It removes BadNets.
+    (dict(attack='badnets', defense='ft', c_acc=0.9, asr=0.1), True, True),
+    (dict(attack='badnets', defense='ft', c_acc=0.9, asr=0.6), False, False),
+    # Sources differ on I-BAU: 6.00 and 50.53 %.
+    (dict(defense='i_bau', asr=0.3, c_acc=0.88), None, True),
+  )
+  def test_pattern_and_band(self, values, same_pattern, in_band):
+    (one,) = published.compare([row(**values)])
+    self.assertEqual((one.same_pattern, one.in_band), (same_pattern, in_band))
+
+  def test_rows_without_a_published_cell_are_left_out(self):
+    rows = [row('none'), row(defense='mcr'), row(asr=None), row(attack=None)]
+    self.assertEqual(published.compare(rows), [])
+
+  def test_figures_name_registered_methods(self):
+    for figure in published.FIGURES:
+      self.assertIn(figure.attack, attacks.REGISTRY)
+      if figure.defense:
+        self.assertIn(figure.defense, defenses.REGISTRY)
+      self.assertBetween(figure.asr, 0, 100)
+
+  def test_markdown(self):
+    text = published.to_markdown(published.compare([row(defense='clp')]))
+    self.assertIn('| blended | clp | 93.0 | 91.3 | 98.0 | 99.7 | yes', text)
+
+
+class CommandsTest(parameterized.TestCase):
+  def test_configs_take_what_they_are_given(self):
+    lines = run.commands(
+      'cifar10', ['badnets'], ['ft', 'clp'], options='width=16'
+    )
+    stages = [line[0] for line in lines]
+    want = ['train', 'attack', 'defend', 'existence', 'reactivate', 'report']
+    self.assertEqual(stages, want)
+    for _, word, *_ in lines[:-1]:
+      config = toy.parse(word.removeprefix('--config='))
+      name = config.data.name if 'data' in config else config.dataset
+      self.assertEqual(name, 'cifar10')
+    attack = toy.parse(lines[1][1].removeprefix('--config='))
+    self.assertEqual(attack.arch.width, 16)
+    self.assertEqual(lines[2][2], '--parents=attacked/cifar10/*')
+
+  @pytest.mark.slow
+  def test_rehearsal_on_the_toy_world(self):
+    with tempfile.TemporaryDirectory() as folder:
+      line = [sys.executable, '-m', 'tests.reference.run', '--quick']
+      line += ['--dataset=synthetic', '--attacks=badnets', '--defenses=ft']
+      line += [f'--workdir={folder}/w', f'--results={folder}/r']
+      subprocess.run(line, check=True, cwd=toy.HOME)
+      (path,) = pathlib.Path(folder, 'r').glob('synthetic-*.json')
+      found = json.loads(path.read_text())
+    self.assertEqual(found['comparison'], [])
+    names = [one['model'] for one in found['rows']]
+    self.assertEqual(names, ['clean', 'badnets', 'badnets + ft'])
+    for name in ('asr', 'bec', 'reactivated_asr'):
+      self.assertBetween(found['rows'][2][name], 0, 1)
