@@ -8,6 +8,8 @@ from bdjax.defenses.anp import AnpHParams as AnpHParams
 from bdjax.defenses.anp import anp as anp
 from bdjax.defenses.bnp import BnpHParams as BnpHParams
 from bdjax.defenses.bnp import bnp as bnp
+from bdjax.defenses.bti_dbf import BtiDbfHParams as BtiDbfHParams
+from bdjax.defenses.bti_dbf import bti_dbf as bti_dbf
 from bdjax.defenses.clp import ClpHParams as ClpHParams
 from bdjax.defenses.clp import clp as clp
 from bdjax.defenses.ep import EpHParams as EpHParams
@@ -189,5 +191,14 @@ REGISTRY: dict[str, registry.Entry] = {
     'Bridging Mode Connectivity in Loss Landscapes and Adversarial Robustness',
     venue='ICLR',
     year=2020,
+  ),
+  'bti_dbf': _mitigation(
+    bti_dbf,
+    BtiDbfHParams,
+    'Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling '
+    'Benign Features',
+    venue='ICLR',
+    year=2024,
+    reference_repo='AISafety-HKUST/stable_backdoor_purification',
   ),
 }

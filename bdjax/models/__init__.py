@@ -18,6 +18,8 @@ from bdjax.models.polarizer import Polarizer as Polarizer
 from bdjax.models.polarizer import polarizer as polarizer
 from bdjax.models.preactresnet import preactresnet18
 from bdjax.models.tiny import tiny
+from bdjax.models.unet import UNet as UNet
+from bdjax.models.unet import unet as unet
 from bdjax.models.vgg import vgg19_bn
 
 REGISTRY = {

@@ -34,6 +34,31 @@ def _fast_convolution():
   return conv_lib.conv_general_dilated
 
 
+def transposed_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """A 2×2 transposed convolution of stride 2, as one matrix product.
+
+  Windows do not overlap: out[2i + p, 2j + q] = x[i, j] · kernel[p, q].
+
+  Args:
+    x: [b, h, w, c].
+    kernel: [2, 2, c, d].
+
+  Returns:
+    [b, 2h, 2w, d].
+  """
+  b, h, w, c = x.shape
+  d = kernel.shape[-1]
+  flat = x.reshape(-1, c) @ kernel.transpose(2, 0, 1, 3).reshape(c, 4 * d)
+  parts = flat.reshape(b, h, w, 2, 2, d).transpose(0, 1, 3, 2, 4, 5)
+  return parts.reshape(b, 2 * h, 2 * w, d)
+
+
+def instance_norm(x: jax.Array) -> jax.Array:
+  """Every map of every image at mean 0 and variance 1, [b, h, w, c]."""
+  x = x - jnp.mean(x, (1, 2), keepdims=True)
+  return x * jax.lax.rsqrt(jnp.mean(x * x, (1, 2), keepdims=True) + 1e-5)
+
+
 def max_pool(x: jax.Array) -> jax.Array:
   """Maxima of 2×2 windows, [b, h, w, c] -> [b, h // 2, w // 2, c]."""
   b, h, w, c = x.shape

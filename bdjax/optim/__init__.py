@@ -1,5 +1,6 @@
-"""Clocked SGD and AMSGrad, their schedules, the SAM family, hypergradients."""
+"""SGD, Adam and AMSGrad on the clock, schedules, SAM, hypergradients."""
 
+from bdjax.optim.adam import adam as adam
 from bdjax.optim.amsgrad import AmsgradState as AmsgradState
 from bdjax.optim.amsgrad import amsgrad as amsgrad
 from bdjax.optim.amsgrad import scale_by_amsgrad as scale_by_amsgrad

@@ -1,12 +1,17 @@
-"""Input perturbations: projections, a kind clip, descent for one or for all."""
+"""Input perturbations: projections, a kind clip, descent, inverted triggers."""
 
 from bdjax.perturb.clip import clip_unit as clip_unit
+from bdjax.perturb.generated import attacker_loss as attacker_loss
+from bdjax.perturb.generated import identity_loss as identity_loss
+from bdjax.perturb.generated import normalized_mse as normalized_mse
+from bdjax.perturb.generated import replace_share as replace_share
 from bdjax.perturb.inversion import InversionHParams as InversionHParams
 from bdjax.perturb.inversion import LaneState as LaneState
 from bdjax.perturb.inversion import Patch as Patch
 from bdjax.perturb.inversion import blend as blend
 from bdjax.perturb.inversion import found_patch as found_patch
 from bdjax.perturb.inversion import invert_step as invert_step
+from bdjax.perturb.inversion import squash as squash
 from bdjax.perturb.inversion import start_lane as start_lane
 from bdjax.perturb.inversion import step_lane as step_lane
 from bdjax.perturb.per_image import project_each as project_each

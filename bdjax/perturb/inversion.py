@@ -10,13 +10,15 @@ is a lane: all of a lane's state is arrays, so that classes are an axis.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from bdjax import checks, types
+
+_T = TypeVar('_T')
 
 
 @types.hparams
@@ -112,8 +114,8 @@ class LaneState(NamedTuple):
   steps: jax.Array
 
 
-def squash(free: Patch) -> Patch:
-  """tanh(u)/(2 + 1e-7) + 1/2, strictly inside (0, 1)."""
+def squash(free: _T) -> _T:
+  """tanh(u)/(2 + 1e-7) + 1/2 of every leaf, within (0, 1)."""
   return jax.tree.map(lambda u: jnp.tanh(u) / (2 + 1e-7) + 0.5, free)
 
 

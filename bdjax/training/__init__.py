@@ -1,5 +1,8 @@
 """The one loop, the phases that most methods are made of, and their losses."""
 
+from bdjax.training.feature_map import Seen as Seen
+from bdjax.training.feature_map import see as see
+from bdjax.training.feature_map import see_from as see_from
 from bdjax.training.feed import Feed as Feed
 from bdjax.training.feed import batch_rows as batch_rows
 from bdjax.training.feed import fetch as fetch
@@ -8,6 +11,11 @@ from bdjax.training.feed import split_feed as split_feed
 from bdjax.training.feed import steps_per_epoch as steps_per_epoch
 from bdjax.training.finite import NonFiniteError as NonFiniteError
 from bdjax.training.finite import finite_members as finite_members
+from bdjax.training.inversion import GeneratorHParams as GeneratorHParams
+from bdjax.training.inversion import check_inversion as check_inversion
+from bdjax.training.inversion import generator as generator
+from bdjax.training.inversion import invert_trigger as invert_trigger
+from bdjax.training.inversion import pretrain_generator as pretrain_generator
 from bdjax.training.loop import ChunkReport as ChunkReport
 from bdjax.training.loop import Snapshots as Snapshots
 from bdjax.training.loop import run_phases as run_phases
@@ -25,6 +33,7 @@ from bdjax.training.phases import Remembered as Remembered
 from bdjax.training.phases import descent as descent
 from bdjax.training.phases import fit as fit
 from bdjax.training.phases import implant as implant
+from bdjax.training.phases import keep_optimizer as keep_optimizer
 from bdjax.training.phases import remember as remember
 from bdjax.training.phases import supervised as supervised
 from bdjax.training.pruning import fit_masks as fit_masks

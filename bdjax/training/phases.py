@@ -196,6 +196,32 @@ def remember(phase: types.Phase) -> types.Phase:
   return phase._replace(init=init)
 
 
+def keep_optimizer(phase: types.Phase, name: str) -> types.Phase:
+  """The same phase, whose optimizer goes on where one of that name stopped.
+
+  Args:
+    phase: made by `fit`, on carries whose extra is a dict.
+    name: entry of `extra['optimizers']`.
+
+  Returns:
+    The phase; its optimizer starts afresh where there is no such entry.
+  """
+
+  def init(key: jax.Array, carry: types.Carry) -> FitState:
+    state = phase.init(key, carry)
+    kept = carry.extra.get('optimizers', {})
+    return state._replace(opt_state=kept.get(name, state.opt_state))
+
+  def finish(state: FitState) -> types.Carry:
+    carry = phase.finish(state)
+    kept = {**carry.extra.get('optimizers', {}), name: state.opt_state}
+    return types.Carry(
+      model=carry.model, extra={**carry.extra, 'optimizers': kept}
+    )
+
+  return phase._replace(init=init, finish=finish)
+
+
 def implant(
   classifier: types.Classifier,
   attack: types.Attack,

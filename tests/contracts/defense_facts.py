@@ -206,4 +206,35 @@ FACTS: dict[str, Facts] = {
       Effect(dict(lr=0.1, end_epochs=20, **_TUNE), asr=(0.9, 1.0), c_acc=0.97),
     ),
   ),
+  'bti_dbf': Facts(
+    short=dict(
+      rounds=1,
+      batch_size=BATCH,
+      pretrain_epochs=1,
+      mask_epochs=1,
+      attack_epochs=1,
+      unlearn_epochs=1,
+      width=2,
+      levels=1,
+    ),
+    sensitive=dict(lr=0.5),
+    # The paper's rate, 1e-4, moves next to nothing in 40 steps.
+    effects=(
+      Effect(
+        dict(
+          rounds=1,
+          batch_size=32,
+          pretrain_epochs=20,
+          attack_epochs=30,
+          unlearn_epochs=20,
+          width=8,
+          levels=1,
+          generator_lr=0.01,
+          lr=0.01,
+        ),
+        asr=(0.0, 0.3),
+        c_acc=0.95,
+      ),
+    ),
+  ),
 }
