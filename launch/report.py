@@ -112,7 +112,7 @@ def _markdown(rows, drawn, missing) -> str:
   for path in drawn:
     name = pathlib.Path(path).stem
     parts.append(f'![{STAGE_OF_FIGURE[name]}]({path})\n')
-  return '\n'.join(parts)
+  return '\n'.join(filter(None, parts))
 
 
 _EXPLAINED = """\

@@ -24,6 +24,8 @@ class Facts(NamedTuple):
     short: hyper-parameters that make it a matter of a few steps.
     sensitive: a float hyper-parameter that changes the result, and a value.
     effects: what it achieves on the toy world.
+    threshold: where it is mapped over thresholds, the float that decides how
+      much is pruned, and a value.
     frozen: beginnings of paths in `params` that stay bit-identical.
     moves: which other leaves of `params` move: 'all', 'some' or 'none'.
     train_bn: whether running statistics move.
@@ -33,6 +35,7 @@ class Facts(NamedTuple):
   short: dict
   sensitive: dict
   effects: tuple[Effect, ...]
+  threshold: dict = {}
   frozen: tuple[str, ...] = ()
   moves: str = 'all'
   train_bn: bool = True
@@ -95,6 +98,7 @@ FACTS: dict[str, Facts] = {
   'fp': Facts(
     short=dict(epochs=1, batch_size=BATCH),
     sensitive=dict(lr=0.5),
+    threshold=dict(max_drop=0.0),
     # FT at the same rates keeps 1.0 on two of the three.
     effects=(
       Effect(dict(lr=0.1, **_TUNE), asr=(0.0, 0.95), c_acc=0.95),
@@ -117,6 +121,7 @@ FACTS: dict[str, Facts] = {
   'anp': Facts(
     short=dict(num_steps=3, batch_size=BATCH, lr=50.0, threshold=0.95),
     sensitive=dict(eps=0.2),
+    threshold=dict(threshold=0.5),
     effects=(
       Effect(dict(num_steps=200, batch_size=32), asr=(0.0, 0.5), c_acc=0.95),
     ),
@@ -142,6 +147,7 @@ FACTS: dict[str, Facts] = {
   'clp': Facts(
     short=dict(u=0.5),
     sensitive=dict(u=1.0),
+    threshold=dict(u=0.0),
     # In a narrow net the backdoor is in no outlier: at the published u nothing
     # is pruned, and below it accuracy goes before the backdoor does.
     effects=(
@@ -155,6 +161,7 @@ FACTS: dict[str, Facts] = {
   'ep': Facts(
     short=dict(u=0.5, batch_size=BATCH),
     sensitive=dict(bin_width=2.0),
+    threshold=dict(u=3.0),
     # In a narrow net no channel is three deviations away: nothing is pruned.
     effects=(
       Effect(dict(u=3.0), asr=(0.95, 1.0), c_acc=0.95),
@@ -166,6 +173,7 @@ FACTS: dict[str, Facts] = {
   'bnp': Facts(
     short=dict(u=0.5, batch_size=BATCH),
     sensitive=dict(u=1.0),
+    threshold=dict(u=0.0),
     # In a narrow net no channel is three deviations away: nothing is pruned.
     effects=(
       Effect(dict(u=3.0), asr=(0.95, 1.0), c_acc=0.95),
@@ -184,6 +192,7 @@ FACTS: dict[str, Facts] = {
       max_drop=1.0,
     ),
     sensitive=dict(alpha=0.4),
+    threshold=dict(max_drop=0.0),
     effects=(Effect(dict(batch_size=32), asr=(0.0, 0.4), c_acc=0.92),),
     moves='some',
     train_bn=False,

@@ -76,8 +76,11 @@ def programs(name):
     traces.append(None)
     return run(name, state, key, hp=hp)
 
-  stack = lambda state, key: run(name, state, key)[0]
-  return jax.jit(one), sweep.lift(stack, types.Exec(mode='vmap')), traces
+  def member(of_member):
+    hp, state, seed = of_member
+    return run(name, state, jax.random.key(seed), hp=hp)[0]
+
+  return jax.jit(one), sweep.lift(member, types.Exec(mode='vmap')), traces
 
 
 @functools.cache
@@ -113,10 +116,24 @@ def stepwise(name):
   return result, seen
 
 
+def mapped(name, *members):
+  """Carries of a stack of (changed hyper-parameters, seed of model, of key)."""
+  stack = tree.stack(
+    [
+      (
+        jax.tree.map(jnp.float32, hparams(name, **changes)),
+        model(seed),
+        jnp.int32(seed_of_key),
+      )
+      for changes, seed, seed_of_key in members
+    ]
+  )
+  return programs(name)[1](stack)
+
+
 @functools.cache
 def stacked(name, seeds=(0, 1, 2)):
-  states = tree.stack([model(seed) for seed in seeds])
-  return programs(name)[1](states, KEY)
+  return mapped(name, *(({}, seed, 0) for seed in seeds))
 
 
 def leaves(a):
@@ -178,6 +195,22 @@ class DefensesContractTest(parameterized.TestCase):
     for i in (0, 2):
       chex.assert_trees_all_equal(tree.take(ours, i), tree.take(other, i))
     self.assertTrue(differ(tree.take(ours, 1), tree.take(other, 1)))
+
+  @parameterized.product(name=NAMES)
+  def test_maps_over_what_it_says(self, name):
+    facts, info = FACTS[name], defenses.REGISTRY[name].info
+    axes = set(info.vmappable) - {'classes'}  # which is an axis of its own
+    self.assertGreaterEqual(axes, {'checkpoints', 'seeds', 'float_hparams'})
+    self.assertEqual('thresholds' in axes, bool(facts.threshold))
+    members = (facts.sensitive, 0, 0), (facts.threshold, 1, 0), ({}, 2, 1)
+    got = mapped(name, *members)
+    for i, (changes, seed, seed_of_key) in enumerate(members):
+      hp, key = hparams(name, **changes), jax.random.key(seed_of_key)
+      want, _ = programs(name)[0](hp, model(seed), key)
+      # Large steps of optimizers make more of rounding than the short runs do.
+      chex.assert_trees_all_close(tree.take(got, i), want, rtol=1e-3, atol=1e-4)
+    if facts.threshold:
+      self.assertTrue(differ(tree.take(got, 1), finished(name, 1)))
 
   @parameterized.product(name=NAMES)
   def test_same_key_same_result_other_key_other_result(self, name):
