@@ -34,7 +34,7 @@ def draw(root: pathlib.Path, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _bars(root, rows):
-  """ASR before, after, re-activated, beside BEC: one panel per attack."""
+  """ASR before, after, re-activated, beside BEC: panels of one attack each."""
   del root
   rows = [row for row in rows if row.get('reactivated_asr') is not None]
   if not rows:
@@ -42,13 +42,14 @@ def _bars(root, rows):
   groups: dict[str, list] = {}
   for row in rows:
     groups.setdefault(row['parents'][0], []).append(row)
-  widest = max(len(group) for group in groups.values())
+  panels = [part for group in groups.values() for part in _parts(group)]
+  widest = max(len(group) for group in panels)
   fig = figure.Figure(
-    figsize=(max(6.0, 2.2 * widest + 1.5), 4.4 * len(groups)),
+    figsize=(max(6.0, 2.2 * widest + 1.5), 4.4 * len(panels)),
     layout='constrained',
   )
-  axes = fig.subplots(len(groups), squeeze=False)[:, 0]
-  for ax, group in zip(axes, groups.values(), strict=True):
+  axes = fig.subplots(len(panels), squeeze=False)[:, 0]
+  for ax, group in zip(axes, panels, strict=True):
     plots.plot_bars(
       ax,
       [row['model'].split(' + ', 1)[1] for row in group],
@@ -59,7 +60,15 @@ def _bars(root, rows):
       control=[row['control_clean_input_asr'] for row in group],
       title=f'{group[0]["attack"]} on {group[0]["dataset"]}',
     )
+    ax.set_xlim(-0.6, widest - 0.4)
   return fig
+
+
+def _parts(group: list) -> list[list]:
+  """Even parts of as many as can be read side by side."""
+  num = -(-len(group) // _ABREAST)
+  size = -(-len(group) // num)
+  return [group[i : i + size] for i in range(0, len(group), size)]
 
 
 def _paths(root, rows):
@@ -180,9 +189,9 @@ def _first_known(cells: np.ndarray) -> np.ndarray:
 def _costs(ax, names, rows, defenses) -> None:
   """Mean seconds, peak memory and gradients of each defense."""
   columns = {
-    's': ('seconds', 1),
-    'MiB': ('peak_bytes', 2**20),
-    'gradients': ('grad_passes', 1),
+    name: (field, unit)
+    for name, field, unit in _COSTS
+    if any(row.get(field) is not None for row in rows)
   }
   values = np.full((len(defenses), len(columns)), np.nan)
   for j, (field, unit) in enumerate(columns.values()):
@@ -195,7 +204,11 @@ def _costs(ax, names, rows, defenses) -> None:
       values[i, j] = np.mean(found) if found else np.nan
   largest = np.nanmax(np.nan_to_num(values), axis=0)
   shade = values / np.where(largest > 0, largest, 1)[None]
-  texts = [[f'{v:.3g}' for v in row] for row in values]
+  whole = lambda v: v >= 100 or v == round(v)
+  texts = [
+    [f'{v:.{0 if whole(v) else 1}f}' for v in row]
+    for row in np.nan_to_num(values)
+  ]
   blank = np.full((1, len(columns)), np.nan)
   plots.plot_heat(
     ax,
@@ -211,6 +224,13 @@ def _costs(ax, names, rows, defenses) -> None:
 def _unit(images: np.ndarray) -> np.ndarray:
   return images / 255 if images.dtype == np.uint8 else images
 
+
+_ABREAST = 8  # defenses in one panel of bars
+_COSTS = (  # heading, field, its unit
+  ('s', 'seconds', 1),
+  ('MiB', 'peak_bytes', 2**20),
+  ('gradients', 'grad_passes', 1),
+)
 
 _FIGURES: dict[str, Callable] = {
   'heat': _heat,

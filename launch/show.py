@@ -21,13 +21,20 @@ class Timer:
   """Splits a run's seconds into compiling and running, chunk by chunk.
 
   A phase's first chunk compiles; what it takes beyond the median of the
-  others counts as compilation, all of it where there are no others.
+  others counts as compilation, all of it where there are no others. So does
+  what passes outside chunks, where phases begin and end: there small programs
+  compile, and one-shot methods do all their work.
   """
 
   def __init__(self):
     self.first: list[float] = []
     self.later: dict[int, list[float]] = {}
     self.began = time.monotonic()
+    self.ended: float | None = None
+
+  def stop(self) -> None:
+    """Ends the run."""
+    self.ended = time.monotonic()
 
   def add(self, report: training.ChunkReport, is_first: bool) -> None:
     """Takes a chunk's report."""
@@ -39,18 +46,20 @@ class Timer:
 
   @property
   def compile_s(self) -> float:
-    """Seconds of compilation."""
-    total = 0.0
-    for i, seconds in enumerate(self.first, start=1):
-      steady = statistics.median(self.later[i]) if self.later[i] else 0.0
-      total += max(0.0, seconds - steady)
-    return total
+    """Seconds of compilation and of setting up."""
+    ended = time.monotonic() if self.ended is None else self.ended
+    return max(0.0, ended - self.began - self.run_s)
 
   @property
   def run_s(self) -> float:
-    """Seconds of running."""
-    later = sum(sum(chunks) for chunks in self.later.values())
-    return sum(self.first) + later - self.compile_s
+    """Seconds of running: all chunks, the first of a phase as its median."""
+    total = 0.0
+    for i, first in enumerate(self.first, start=1):
+      later = self.later[i]
+      total += sum(later) + (
+        min(first, statistics.median(later)) if later else 0.0
+      )
+    return total
 
   def cost(self, examples: int) -> dict[str, float | None]:
     """The record fields on time, for this many examples in all."""
@@ -98,6 +107,7 @@ def bar(title: str) -> Iterator[tuple]:
       progress.update(tasks[report.phase], completed=report.step, loss=text)
 
     yield on_chunk, timer
+    timer.stop()
 
 
 def done(text: str) -> None:

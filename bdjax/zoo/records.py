@@ -140,7 +140,7 @@ FIELDS = {
   'final_train_loss': 'loss at the last step',
   'best_epoch': 'epoch a selection chose',
   'curve_ref': 'where the curves lie, relative to the store',
-  'compile_s': 'seconds of compilation',
+  'compile_s': 'seconds of compilation and of setting up',
   'run_s': 'seconds of running, without compilation',
   'examples_per_s': 'examples·models / run_s',
   'peak_bytes': 'peak device memory',

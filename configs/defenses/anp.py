@@ -10,9 +10,10 @@ Quick:    --config=configs/defenses/anp.py:quick (toy world, seconds)
 from configs import common
 
 _OTHERS = {
-  # Ours: small sets take small batches, and fewer steps are enough.
-  'digits16': {'batch_size': 32, 'num_steps': 600},
-  'digits32': {'batch_size': 32, 'num_steps': 600},
+  # Ours: small sets take small batches, and fewer steps are enough. A single
+  # error among 14 held-out images is a drop of 0.07: none is tolerated.
+  'digits16': {'batch_size': 32, 'num_steps': 600, 'max_drop': 0.05},
+  'digits32': {'batch_size': 32, 'num_steps': 600, 'max_drop': 0.05},
   'synthetic': {'batch_size': 32, 'num_steps': 200},
 }
 
