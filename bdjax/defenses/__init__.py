@@ -30,6 +30,7 @@ from bdjax.defenses.nad import NadHParams as NadHParams
 from bdjax.defenses.nad import nad as nad
 from bdjax.defenses.nc import NcHParams as NcHParams
 from bdjax.defenses.nc import nc as nc
+from bdjax.defenses.nc import nc_detector as nc_detector
 from bdjax.defenses.npd import NpdHParams as NpdHParams
 from bdjax.defenses.npd import npd as npd
 from bdjax.defenses.rnp import RnpHParams as RnpHParams

@@ -121,6 +121,46 @@ def nc(
   return types.Defense(phases=phases, info='nc')
 
 
+def nc_detector(
+  classifier: types.Classifier, hp: NcHParams | None = None
+) -> types.Detector:
+  """The inversion alone: which classes are targets, if any.
+
+  Args:
+    classifier: the network.
+    hp: hyper-parameters; those of unlearning are not used.
+
+  Returns:
+    A detector. `fit(key, classifier, state, data)` takes a `training.Feed` of
+    clean images and gives what the defense leaves in its extra;
+    `score(fitted, data)` ignores its data and gives float32 [n], per class the
+    anomaly index of its patch, negative where the patch is larger than the
+    median. The model's own score is `fitted['model_index']`.
+
+  Raises:
+    ValueError: as `nc`.
+  """
+  hp = hp or NcHParams()
+  _check(hp)
+  del classifier  # `fit` gets the one it looks at
+
+  def fit(key, classifier, state, data):
+    carry, _ = training.run_phases(
+      (_invert(classifier, hp),),
+      types.Carry(model=state, extra={}),
+      {'clean': data},
+      key,
+    )
+    return carry.extra
+
+  def score(fitted, data):
+    del data
+    norm, index = fitted['norm'], fitted['anomaly_index']
+    return jnp.where(norm > jnp.median(norm), -index, index)
+
+  return types.Detector(fit=fit, score=score, info='nc')
+
+
 def verdict(
   lanes: perturb.LaneState, threshold: float | jax.Array
 ) -> dict[str, jax.Array]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from bdjax import defenses, perturb, sweep, tree
+from bdjax import defenses, perturb, sweep, training, tree
 from bdjax.defenses.nc import stamp_flagged, verdict
 from tests.defenses import tuning
 
@@ -78,6 +78,24 @@ class NcTest(parameterized.TestCase):
       np.testing.assert_allclose(
         all_at_once[name], one_by_one[name], rtol=1e-4, atol=1e-5
       )
+
+  def test_detector_sees_what_the_defense_sees(self):
+    model, hp = tuning.NET.init(tuning.KEY), hparams()
+    detector = defenses.nc_detector(tuning.NET, hp)
+    feed = training.make_feed(tuning.IMAGES, tuning.LABELS)
+    fitted = detector.fit(tuning.KEY, tuning.NET, model, feed)
+    chex.assert_trees_all_close(fitted, run(model, hp).extra, rtol=1e-5)
+    np.testing.assert_array_equal(
+      np.abs(detector.score(fitted, None)), fitted['anomaly_index']
+    )
+
+  def test_detector_suspects_small_patches_alone(self):
+    fitted = {
+      'norm': jnp.asarray([10.0, 1.0, 11.0, 30.0, 9.0]),
+      'anomaly_index': jnp.asarray([0.0, 6.0, 0.7, 13.0, 0.7]),
+    }
+    scores = defenses.nc_detector(tuning.NET).score(fitted, None)
+    np.testing.assert_allclose(scores, [0, 6, -0.7, -13, 0.7], rtol=1e-6)
 
   def test_verdict_by_hand(self):
     norms = np.array([1.0, 9.0, 10.0, 11.0, 12.0])
