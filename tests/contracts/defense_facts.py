@@ -10,11 +10,13 @@ class Effect(NamedTuple):
     hparams: the setting.
     asr: (least, largest) attack success rate that is left of 1.0.
     c_acc: least clean accuracy that is left of 1.0.
+    median_asr: largest median of the three, where seeds differ widely.
   """
 
   hparams: dict
   asr: tuple[float, float]
   c_acc: float
+  median_asr: float = 1.0
 
 
 class Facts(NamedTuple):
@@ -69,7 +71,10 @@ FACTS: dict[str, Facts] = {
     # convolutions cannot separate its trigger.
     effects=(
       Effect(
-        dict(epochs=200, batch_size=32, eps=1.0), asr=(0.0, 0.99), c_acc=0.98
+        dict(epochs=200, batch_size=32, eps=1.0),
+        asr=(0.0, 0.99),
+        c_acc=0.98,
+        median_asr=0.5,
       ),
     ),
     moves='none',
@@ -101,7 +106,9 @@ FACTS: dict[str, Facts] = {
     threshold=dict(max_drop=0.0),
     # FT at the same rates keeps 1.0 on two of the three.
     effects=(
-      Effect(dict(lr=0.1, **_TUNE), asr=(0.0, 0.95), c_acc=0.95),
+      Effect(
+        dict(lr=0.1, **_TUNE), asr=(0.0, 0.95), c_acc=0.95, median_asr=0.6
+      ),
       Effect(dict(lr=0.3, **_TUNE), asr=(0.0, 0.75), c_acc=0.95),
     ),
   ),
@@ -140,6 +147,7 @@ FACTS: dict[str, Facts] = {
         ),
         asr=(0.0, 0.85),
         c_acc=0.97,
+        median_asr=0.7,
       ),
     ),
     train_bn=False,

@@ -26,12 +26,15 @@ class DefensesEffectTest(parameterized.TestCase):
     hp = entry.hparams(**effect.hparams)
     carry, victims = toy.defend(name, hp), toy.victims()
     defense = entry.make(toy.classifier(), hp)
+    asr = []
     for k in range(toy.SEEDS):
       member = tree.take(carry, k)
       deployed = defense.deploy(toy.classifier(), member.extra)
       rates = toy.evaluate(member.model, victims[k], deployed)
       self.assertGreaterEqual(rates['c_acc'], effect.c_acc)
       self.assertBetween(rates['asr'], *effect.asr)
+      asr.append(rates['asr'])
+    self.assertLessEqual(np.median(asr), effect.median_asr)
 
 
 class NoDefenseTest(parameterized.TestCase):
