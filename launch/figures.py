@@ -64,8 +64,8 @@ def _bars(root, rows):
   return fig
 
 
-def _parts(group: list) -> list[list]:
-  """Even parts of as many as can be read side by side."""
+def _parts(group: Sequence) -> list[Sequence]:
+  """Even parts, none of them longer than a panel can hold."""
   num = -(-len(group) // _ABREAST)
   size = -(-len(group) // num)
   return [group[i : i + size] for i in range(0, len(group), size)]
@@ -107,20 +107,26 @@ def _images(root, rows):
   rows = [row for row in rows if 'reactivate_run' in row]
   if not rows:
     return None
-  found = [zoo.load_arrays(zoo.open(root, r['reactivate_run'])) for r in rows]
-  pick = lambda name: np.stack(
-    [np.asarray(_unit(a[f'examples/{name}'][0])) for a in found]
-  )
+  blocks = _parts(rows)
   fig = figure.Figure(
-    figsize=(7.2, 1.9 * len(rows) + 0.5), layout='constrained'
+    figsize=(7.2 * len(blocks), 1.9 * len(blocks[0]) + 0.5),
+    layout='constrained',
   )
-  plots.plot_images(
-    fig,
-    pick('clean'),
-    pick('triggered'),
-    pick('perturbed'),
-    row_labels=[row['model'] for row in rows],
-  )
+  parts = fig.subfigures(1, len(blocks), squeeze=False)[0]
+  for part, block in zip(parts, blocks, strict=True):
+    found = [
+      zoo.load_arrays(zoo.open(root, r['reactivate_run'])) for r in block
+    ]
+    pick = lambda name, found=found: np.stack(
+      [np.asarray(_unit(a[f'examples/{name}'][0])) for a in found]
+    )
+    plots.plot_images(
+      part,
+      pick('clean'),
+      pick('triggered'),
+      pick('perturbed'),
+      row_labels=[row['model'] for row in block],
+    )
   return fig
 
 
@@ -225,7 +231,7 @@ def _unit(images: np.ndarray) -> np.ndarray:
   return images / 255 if images.dtype == np.uint8 else images
 
 
-_ABREAST = 8  # defenses in one panel of bars
+_ABREAST = 8  # models in one panel
 _COSTS = (  # heading, field, its unit
   ('s', 'seconds', 1),
   ('MiB', 'peak_bytes', 2**20),
