@@ -33,6 +33,8 @@ from bdjax.defenses.nc import nc as nc
 from bdjax.defenses.nc import nc_detector as nc_detector
 from bdjax.defenses.npd import NpdHParams as NpdHParams
 from bdjax.defenses.npd import npd as npd
+from bdjax.defenses.pam import PamHParams as PamHParams
+from bdjax.defenses.pam import pam as pam
 from bdjax.defenses.rnp import RnpHParams as RnpHParams
 from bdjax.defenses.rnp import rnp as rnp
 from bdjax.defenses.sau import SauHParams as SauHParams
@@ -201,5 +203,14 @@ REGISTRY: dict[str, registry.Entry] = {
     venue='ICLR',
     year=2024,
     reference_repo='AISafety-HKUST/stable_backdoor_purification',
+  ),
+  'pam': _mitigation(
+    pam,
+    PamHParams,
+    'Uncovering, Explaining, and Mitigating the Superficial Safety of Backdoor '
+    'Defense',
+    venue='NeurIPS',
+    year=2024,
+    reference_repo='AISafety-HKUST/Backdoor_Safety_Tuning',
   ),
 }

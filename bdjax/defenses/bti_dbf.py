@@ -55,9 +55,7 @@ References:
 
 import jax.numpy as jnp
 
-from bdjax import checks, keys, optim, perturb, training, types
-
-_KEPT = ('generator', 'mask', 'target')  # what is left in the extra
+from bdjax import checks, optim, training, types
 
 
 @types.hparams
@@ -98,11 +96,10 @@ def bti_dbf(
   hp = hp or BtiDbfHParams()
   checks.positive(rounds=hp.rounds, unlearn_epochs=hp.unlearn_epochs)
   checks.non_negative(lr=hp.lr)
-  phases = [training.pretrain_generator(classifier, hp)]
-  for number in range(1, hp.rounds + 1):
-    phases += training.invert_trigger(classifier, hp, number)
-    phases.append(_unlearn(classifier, hp, number))
-  return types.Defense(phases=tuple(phases), info='bti_dbf')
+  phases = training.alternate(
+    classifier, hp, lambda number: _unlearn(classifier, hp, number), hp.rounds
+  )
+  return types.Defense(phases=phases, info='bti_dbf')
 
 
 def _unlearn(
@@ -111,23 +108,8 @@ def _unlearn(
   """The phase of one round that changes the model."""
   net = training.generator(classifier, hp)
 
-  def start(key, carry):
-    del key
-    return carry.model.params, (carry.model.batch_stats, carry.extra)
-
-  def prepare(params, rest, batch, clock):
-    del params
-    mixed = perturb.replace_share(
-      keys.stream(clock.key, 'mix'),
-      batch['image'],
-      lambda images: net.apply(rest[1]['generator'], images),
-      hp.share,
-    )
-    return rest, {**batch, 'mixed': mixed}
-
-  def objective(params, rest, batch, clock):
-    del clock
-    model = types.ModelState(params=params, batch_stats=rest[0])
+  def objective(model, extra, batch):
+    del extra
     # Batch-BN/no-update: statistics move once per step, by the mixed batch.
     clean = training.see(classifier, model, batch['image'], train=True)
     mixed = training.see(classifier, model, batch['mixed'], train=True)
@@ -137,35 +119,15 @@ def _unlearn(
       'accuracy': training.accuracy(mixed.logits, batch['label']),
       'feature_mse': distance,
     }
-    return loss, (metrics, (mixed.model.batch_stats, rest[1]))
+    return loss, (metrics, mixed.model)
 
-  phase = training.fit(
-    start,
+  return training.tune_mixed(
+    lambda extra, images: net.apply(extra['generator'], images),
     objective,
     optim.adam(optim.constant(hp.lr)),
-    prepare=prepare,
-    finish=lambda params, rest: types.Carry(
-      model=types.ModelState(params=params, batch_stats=rest[0]), extra=rest[1]
-    ),
+    share=hp.share,
     name=f'unlearn{number}',
     num_epochs=hp.unlearn_epochs,
     batch_size=hp.batch_size,
-    reads='clean',
-    augment=True,
-    drop_last=False,
     grad_passes=2,
   )
-  phase = training.keep_optimizer(phase, 'model')
-  return phase if number < hp.rounds else _tidied(phase)
-
-
-def _tidied(phase: types.Phase) -> types.Phase:
-  """The phase without what only further rounds would need."""
-
-  def finish(state) -> types.Carry:
-    carry = phase.finish(state)
-    return types.Carry(
-      model=carry.model, extra={name: carry.extra[name] for name in _KEPT}
-    )
-
-  return phase._replace(finish=finish)

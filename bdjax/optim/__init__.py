@@ -1,9 +1,10 @@
-"""SGD, Adam and AMSGrad on the clock, schedules, SAM, hypergradients."""
+"""Optimizers on the clock, schedules, SAM, displacements, hypergradients."""
 
 from bdjax.optim.adam import adam as adam
 from bdjax.optim.amsgrad import AmsgradState as AmsgradState
 from bdjax.optim.amsgrad import amsgrad as amsgrad
 from bdjax.optim.amsgrad import scale_by_amsgrad as scale_by_amsgrad
+from bdjax.optim.displacement import displacement as displacement
 from bdjax.optim.implicit import hypergradient as hypergradient
 from bdjax.optim.sam import asam_perturbation as asam_perturbation
 from bdjax.optim.sam import sam as sam

@@ -53,3 +53,5 @@ from bdjax.training.selection import last_within as last_within
 from bdjax.training.selection import least_asr as least_asr
 from bdjax.training.selection import one_by_one as one_by_one
 from bdjax.training.selection import selection as selection
+from bdjax.training.unlearning import alternate as alternate
+from bdjax.training.unlearning import tune_mixed as tune_mixed
