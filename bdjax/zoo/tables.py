@@ -53,8 +53,9 @@ def rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     the latest measurement of each kind whose first parent it is, `model` (a
     name) and `seconds` (of its own stage). Several seeds stay several rows.
     Names tell them apart, and data sets or architectures where there are
-    several; what is still alike, such as two settings of one defense, gets
-    the beginning of its run_id.
+    several. A defense in several settings gets the beginning of its
+    config_digest, the same on all models; what is still alike that of its
+    run_id.
   """
   records = [r for r in records if r.get('status') in (None, 'done')]
   models = {
@@ -80,14 +81,25 @@ def _name_all(models) -> None:
     for field in ('dataset', 'arch')
     if len({row[field] for row in models.values()}) > 1
   ]
+  settings = collections.defaultdict(set)
+  for row in models.values():
+    settings[_method(row)].add(row.get('config_digest'))
   for row in models.values():
     row['model'] = _name(row, models, several)
+    if row['stage'] == 'defend' and len(settings[_method(row)]) > 1:
+      row['model'] += f' [{str(row["config_digest"])[:4]}]'
     if worlds:
       row['model'] += f' ({", ".join(str(row[field]) for field in worlds)})'
   times = collections.Counter(row['model'] for row in models.values())
   for row in models.values():
     if times[row['model']] > 1:
       row['model'] += f' [{row["run_id"][:8]}]'
+
+
+def _method(row) -> tuple:
+  """What may come in several settings, alike for all that it is tried on."""
+  name = row.get('defense') or row['method']
+  return row['stage'], name, row['dataset'], row['arch'], row['seed']
 
 
 def _parent(row, models):

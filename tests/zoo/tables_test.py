@@ -195,7 +195,28 @@ class OrderTest(parameterized.TestCase):
       names([attacked(label_mode='all2all')]), ['badnets (all2all)']
     )
 
-  def test_two_settings_of_one_defense_have_two_names(self):
+  def test_settings_of_a_defense_are_named_alike_on_all_models(self):
+    entries = [
+      attacked(),
+      attacked(run_id='a1', attack='blended'),
+      defended(run_id='d1', config_digest='1111aa'),
+      defended(run_id='d2', config_digest='2222bb'),
+      defended(
+        run_id='d3', parents=['a1'], attack='blended', config_digest='2222bb'
+      ),
+      defended(run_id='d4', defense='ft', config_digest='3333cc'),
+    ]
+    want = [
+      'badnets',
+      'badnets + ft',
+      'badnets + ft_sam [1111]',
+      'badnets + ft_sam [2222]',
+      'blended',
+      'blended + ft_sam [2222]',
+    ]
+    self.assertEqual(names(entries), want)
+
+  def test_two_runs_of_one_setting_have_two_names(self):
     ids = ('0123456789abcdef', '123456789abcdef0')
     entries = [attacked(), *(defended(run_id=run_id) for run_id in ids)]
     want = [f'badnets + ft_sam [{run_id[:8]}]' for run_id in ids]
