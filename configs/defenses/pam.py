@@ -10,30 +10,16 @@ Quick:    --config=configs/defenses/pam.py:quick (toy world, seconds)
 
 from configs import common
 
-# Ours. Few clean images make few steps, which take larger rates; those of the
-# inversion, and the one round on digits, are BTI-DBF's here. The toy world's
-# rate and length were chosen by its own ASR, among twenty settings.
-_DIGITS = {
-  'lr': 0.05,
-  'generator_lr': 0.01,
-  'batch_size': 32,
-  'rounds': 1,
-  'width': 8,
+# Ours. Few clean images make few steps, which take larger rates; the one round
+# is BTI-DBF's. The toy world's rate and length were chosen by its own ASR,
+# among twenty settings.
+_OWN = {
+  'digits16': {'lr': 0.05},
+  'digits32': {'lr': 0.05},
+  'synthetic': {'lr': 1.0, 'rho': 2.0},
 }
 _OTHERS = {
-  'digits16': _DIGITS,
-  'digits32': _DIGITS,
-  'synthetic': {
-    'lr': 1.0,
-    'rho': 2.0,
-    'generator_lr': 0.01,
-    'batch_size': 32,
-    'rounds': 1,
-    'pretrain_epochs': 20,
-    'unlearn_epochs': 20,
-    'width': 8,
-    'levels': 1,
-  },
+  name: {**values, **_OWN[name]} for name, values in common.INVERSION.items()
 }
 
 

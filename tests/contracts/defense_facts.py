@@ -47,6 +47,26 @@ class Facts(NamedTuple):
 BATCH = 4
 _TUNE = dict(epochs=20, batch_size=32)
 _DISTILL = dict(teacher_epochs=20, schedule='cosine_epoch', **_TUNE)
+_INVERT_SHORT = dict(
+  rounds=1,
+  batch_size=BATCH,
+  pretrain_epochs=1,
+  mask_epochs=1,
+  attack_epochs=1,
+  unlearn_epochs=1,
+  width=2,
+  levels=1,
+)
+_INVERT = dict(
+  rounds=1,
+  batch_size=32,
+  pretrain_epochs=20,
+  attack_epochs=30,
+  unlearn_epochs=20,
+  width=8,
+  levels=1,
+  generator_lr=0.01,
+)
 
 FACTS: dict[str, Facts] = {
   'ft': Facts(
@@ -224,65 +244,26 @@ FACTS: dict[str, Facts] = {
     ),
   ),
   'bti_dbf': Facts(
-    short=dict(
-      rounds=1,
-      batch_size=BATCH,
-      pretrain_epochs=1,
-      mask_epochs=1,
-      attack_epochs=1,
-      unlearn_epochs=1,
-      width=2,
-      levels=1,
-    ),
+    short=_INVERT_SHORT,
     sensitive=dict(lr=0.5),
     # The paper's rate, 1e-4, moves next to nothing in 40 steps.
     effects=(
       Effect(
-        dict(
-          rounds=1,
-          batch_size=32,
-          pretrain_epochs=20,
-          attack_epochs=30,
-          unlearn_epochs=20,
-          width=8,
-          levels=1,
-          generator_lr=0.01,
-          lr=0.01,
-        ),
+        dict(lr=0.01, **_INVERT),
         asr=(0.0, 0.3),
         c_acc=0.95,
       ),
     ),
   ),
   'pam': Facts(
-    short=dict(
-      rounds=1,
-      batch_size=BATCH,
-      pretrain_epochs=1,
-      mask_epochs=1,
-      attack_epochs=1,
-      unlearn_epochs=1,
-      width=2,
-      levels=1,
-    ),
+    short=_INVERT_SHORT,
     sensitive=dict(lr=0.5),
     # 0.01, 0.46 and 0.33 are left. 40 steps at the paper's rate and length
     # leave all of it, and so they do in two of three at this rate without
     # displacement.
     effects=(
       Effect(
-        dict(
-          rounds=1,
-          batch_size=32,
-          pretrain_epochs=20,
-          attack_epochs=30,
-          unlearn_epochs=20,
-          width=8,
-          levels=1,
-          generator_lr=0.01,
-          lr=1.0,
-          rho=2.0,
-        ),
+        dict(lr=1.0, rho=2.0, **_INVERT),
         asr=(0.0, 0.65),
         c_acc=0.95,
         median_asr=0.5,

@@ -1,7 +1,6 @@
 """BTI-DBF: its phases, the unlearning step by hand, what it leaves behind."""
 
 import functools
-from unittest import mock
 
 import chex
 import jax
@@ -9,40 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from bdjax import checks, defenses, models, training, types
+from bdjax import checks, defenses, training, types
 from tests import small_nets
-from tests.defenses import tuning
+from tests.defenses import inverting, tuning
 
 NET, KEY, NUM = tuning.NET, tuning.KEY, tuning.NUM
-CLOCK = types.Clock(KEY, jnp.int32(0), jnp.int32(0), 4, 4)
+CLOCK, batch, model = inverting.CLOCK, inverting.batch, inverting.model
 
 
 def hparams(**values):
-  base = dict(
-    rounds=2,
-    batch_size=NUM,
-    pretrain_epochs=1,
-    mask_epochs=1,
-    attack_epochs=1,
-    unlearn_epochs=2,
-    width=2,
-    levels=1,
-  )
-  return defenses.BtiDbfHParams(**base | values)
-
-
-def batch():
-  return {
-    'image': jnp.asarray(tuning.IMAGES, jnp.float32) / 255,
-    'label': jnp.asarray(tuning.LABELS, jnp.int32),
-    'index': jnp.arange(NUM),
-    'mask': jnp.ones(NUM, bool),
-  }
-
-
-@functools.cache
-def model():
-  return NET.init(KEY)
+  return defenses.BtiDbfHParams(**inverting.ROUNDS | values)
 
 
 @functools.cache
@@ -63,10 +38,8 @@ def unlearning(change, **values):
     change: what stands in for the generator.
     **values: hyper-parameters.
   """
-  net = models.UNet(lambda key: {}, lambda params, x: change(x), 1)
-  made = lambda classifier, hp: net
-  with mock.patch.object(training, 'generator', made):
-    phase = defenses.bti_dbf(NET, hparams(**values)).phases[4]
+  hp = hparams(**values)
+  phase = inverting.phases(defenses.bti_dbf, NET, hp, change)[4]
   extra = {'generator': {}, 'mask': jnp.zeros(1), 'target': jnp.int32(0)}
   before = phase.init(KEY, types.Carry(model=model(), extra=extra))
   return phase, before, *phase.step(before, batch(), CLOCK)

@@ -1,7 +1,6 @@
 """PAM: the step towards the backdoor by hand, on a quadratic, by torch."""
 
 import functools
-from unittest import mock
 
 import chex
 import jax
@@ -9,42 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from bdjax import checks, defenses, models, optim, training, tree, types
+from bdjax import checks, defenses, optim, training, tree, types
 from tests import small_nets
-from tests.defenses import tuning
+from tests.defenses import inverting, tuning
 from tests.reference import golden, torch_layout
 
 NET, KEY, NUM = tuning.NET, tuning.KEY, tuning.NUM
-CLOCK = types.Clock(KEY, jnp.int32(0), jnp.int32(0), 4, 4)
+CLOCK, batch, model = inverting.CLOCK, inverting.batch, inverting.model
 FIRST, SECOND = 4, 7  # the phases that unlearn
 
 
 def hparams(**values):
-  base = dict(
-    rounds=2,
-    batch_size=NUM,
-    pretrain_epochs=1,
-    mask_epochs=1,
-    attack_epochs=1,
-    unlearn_epochs=2,
-    width=2,
-    levels=1,
-  )
-  return defenses.PamHParams(**base | values)
-
-
-def batch():
-  return {
-    'image': jnp.asarray(tuning.IMAGES, jnp.float32) / 255,
-    'label': jnp.asarray(tuning.LABELS, jnp.int32),
-    'index': jnp.arange(NUM),
-    'mask': jnp.ones(NUM, bool),
-  }
-
-
-@functools.cache
-def model(seed=0):
-  return NET.init(jax.random.key(seed))
+  return defenses.PamHParams(**inverting.ROUNDS | values)
 
 
 @functools.cache
@@ -68,10 +43,7 @@ def unlearning(i, net=NET, change=lambda x: x, **values):
     change: what stands in for the generator.
     **values: hyper-parameters.
   """
-  unet = models.UNet(lambda key: {}, lambda params, x: change(x), 1)
-  made = lambda classifier, hp: unet
-  with mock.patch.object(training, 'generator', made):
-    return defenses.pam(net, hparams(**values)).phases[i]
+  return inverting.phases(defenses.pam, net, hparams(**values), change)[i]
 
 
 def start(phase, state, attacked=None):

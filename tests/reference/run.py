@@ -81,7 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
   ):
     line = [sys.executable, '-m', f'launch.{stage}', *words, *where]
     print(' '.join(line[1:]), flush=True)
-    subprocess.run(line, check=True)
+    code = subprocess.run(line, check=False).returncode
+    if code:  # the launcher has said what is wrong
+      sys.exit(code)
   records = zoo.records.read(given.workdir / 'records.jsonl')
   rows = zoo.tables.rows([r for r in records if r['dataset'] == given.dataset])
   found = published.compare(rows) if given.dataset == 'cifar10' else []

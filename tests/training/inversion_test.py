@@ -14,39 +14,16 @@ from absl.testing import parameterized
 from bdjax import checks, models, perturb, training, types
 from bdjax.training import inversion
 from tests import small_nets
+from tests.defenses import inverting, tuning
 
-NET = small_nets.conv_net(size=8, classes=4, width=4)
-KEY = jax.random.key(0)
-NUM = 6
-IMAGES = small_nets.random_images(0, NUM)
-LABELS = np.arange(NUM) % 4
-CLOCK = types.Clock(KEY, jnp.int32(0), jnp.int32(0), 4, 4)
+NET, KEY, NUM = tuning.NET, tuning.KEY, tuning.NUM
+IMAGES, LABELS = tuning.IMAGES, tuning.LABELS
+CLOCK, batch, model = inverting.CLOCK, inverting.batch, inverting.model
 
 
 def hparams(**values):
-  base = dict(
-    batch_size=NUM,
-    pretrain_epochs=2,
-    mask_epochs=3,
-    attack_epochs=2,
-    width=2,
-    levels=1,
-  )
-  return training.GeneratorHParams(**base | values)
-
-
-def batch():
-  return {
-    'image': jnp.asarray(IMAGES, jnp.float32) / 255,
-    'label': jnp.asarray(LABELS, jnp.int32),
-    'index': jnp.arange(NUM),
-    'mask': jnp.ones(NUM, bool),
-  }
-
-
-@functools.cache
-def model():
-  return NET.init(KEY)
+  longer = dict(pretrain_epochs=2, mask_epochs=3, attack_epochs=2)
+  return training.GeneratorHParams(**inverting.SHORT | longer | values)
 
 
 def run(phases, extra=None):
