@@ -313,6 +313,8 @@ class Phase(NamedTuple):
       filled by wrapping round to the epoch's beginning.
     grad_passes: batches whose gradient one step takes, whatever with respect
       to; the cost of a method apart from any machine.
+    done: a metric that turns true once no step changes anything any more, so
+      that the loop may leave out the rest; '' = none.
   """
 
   name: str
@@ -326,6 +328,7 @@ class Phase(NamedTuple):
   augment: bool | Callable[..., jax.Array] = False
   drop_last: bool = True
   grad_passes: int = 1
+  done: str = ''
 
 
 def keep_classifier(classifier: Classifier, extra: PyTree) -> Classifier:

@@ -7,6 +7,7 @@ the original one.
 
 from bdjax import registry
 from bdjax.reactivation import controls as controls
+from bdjax.reactivation import pools as pools
 from bdjax.reactivation.white_box import WhiteBoxHParams as WhiteBoxHParams
 from bdjax.reactivation.white_box import white_box as white_box
 

@@ -55,6 +55,7 @@ import jax.numpy as jnp
 import optax
 
 from bdjax import checks, keys, perturb, training, types
+from bdjax.reactivation import universal
 
 
 @types.hparams
@@ -117,7 +118,7 @@ def white_box(
   hp = hp or WhiteBoxHParams()
   _validate(hp)
   shape = classifier.info.image_shape
-  trigger = perturbation_trigger(shape, hp.eps, hp.norm)
+  trigger = universal.trigger(shape, hp.eps, hp.norm)
 
   def init(key: jax.Array, carry: types.Carry) -> WhiteBoxState:
     delta = trigger.init(keys.stream(key, 'perturbation'))['delta']
@@ -133,9 +134,9 @@ def white_box(
       per_image = reactivation_loss(
         logits, target, hp.weight_ce, hp.weight_runner_up
       )
-      loss = _mean(per_image, mask)
+      loss = universal.mean(per_image, mask)
       hit = jnp.argmax(logits, axis=-1) == target
-      return loss, {'loss': loss, 'asr': _mean(hit, mask)}
+      return loss, {'loss': loss, 'asr': universal.mean(hit, mask)}
 
     delta, metrics = perturb.universal_descent(
       loss_fn,
@@ -165,30 +166,6 @@ def white_box(
   return types.Reactivation(phases=(phase,), trigger=trigger, info='white_box')
 
 
-def perturbation_trigger(
-  shape: tuple[int, int, int], eps: float | jax.Array, norm: perturb.Norm
-) -> types.Trigger:
-  """The trigger that adds one universal perturbation and clips.
-
-  Args:
-    shape: (h, w, c).
-    eps: radius of its random start, may be traced.
-    norm: 'linf' | 'l2' | 'l1'.
-
-  Returns:
-    A trigger with params {'delta': [h, w, c]}; its key is not used.
-  """
-
-  def init(key):
-    return {'delta': perturb.init_uniform(key, shape, eps, norm)}
-
-  def apply(params, image, key):
-    del key
-    return perturb.clip_unit(image + params['delta'])
-
-  return types.Trigger(init=init, apply=apply, info='universal_perturbation')
-
-
 def reactivation_loss(
   logits: jax.Array,
   target: jax.Array,
@@ -210,12 +187,6 @@ def reactivation_loss(
   # An integer index: no gradient flows through the choice of the class.
   rival = training.runner_up(logits, target)
   return weight_ce * ce + weight_runner_up * training.repulsion(logits, rival)
-
-
-def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-  """Mean over the images that count."""
-  weight = mask.astype(jnp.float32)
-  return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
 def _validate(hp: WhiteBoxHParams) -> None:

@@ -208,8 +208,8 @@ def run_phases(
       that ask for it by `augment=True`.
     lift: turns fn(member, *shared) into a function of a stack, such as
       `sweep.lift` does; None = a single model.
-    chunk: steps per dispatch; None = one epoch where somebody listens, else
-      the whole phase.
+    chunk: steps per dispatch; None = `plan.usual_chunk` where somebody
+      listens, else the whole phase.
     own_feeds: whether every leaf of the feeds has a leading axis m too, one
       feed for each model of the stack.
     names: names of the models, for messages.
@@ -258,9 +258,10 @@ def _run_phase(run, i, phase, feed, at):
   if state is None:
     state = run.lifted(i, _init(phase))(at.carry)
   listened = run.on_chunk is not None or run.snapshots is not None
-  length = planning.chunk_length(
-    plan.num_steps, run.chunk or (plan.per_epoch if listened else None)
+  wanted = run.chunk or (
+    planning.usual_chunk(phase, plan) if listened else None
   )
+  length = planning.chunk_length(plan.num_steps, wanted)
   programs, saved = {}, time.monotonic()
   while step < plan.num_steps:
     began = time.monotonic()
@@ -276,6 +277,9 @@ def _run_phase(run, i, phase, feed, at):
       run.on_chunk(
         ChunkReport(phase.name, step, plan.num_steps, metrics, seconds)
       )
+    if _is_done(phase, metrics):
+      history = _fill(history, phase.name, plan.num_steps)
+      break
     due = time.monotonic() - saved >= run.snapshot_seconds
     if due and step < plan.num_steps:
       _save(run, i, step, state, history)
@@ -304,6 +308,24 @@ def _append(history, name, metrics, stacked):
     return xp.concatenate([old, new], axis)
 
   return {**history, name: jax.tree.map(join, history[name], metrics)}
+
+
+def _is_done(phase, metrics) -> bool:
+  """Whether further steps would change no model; unknown inside a trace."""
+  if not phase.done:
+    return False
+  last = metrics[phase.done][..., -1]
+  return isinstance(last, np.ndarray | np.generic) and bool(np.all(last))
+
+
+def _fill(history, name, num_steps):
+  """Repeats a phase's last metrics, as the steps left out would have."""
+
+  def filled(x):
+    left = num_steps - x.shape[-1]
+    return np.concatenate([x, np.repeat(x[..., -1:], left, -1)], -1)
+
+  return {**history, name: jax.tree.map(filled, history[name])}
 
 
 def _save(run, phase, step, state, history):

@@ -75,6 +75,12 @@ def feed_of(phase: types.Phase, feeds: Mapping[str, Feed]) -> Feed | None:
   return feeds[phase.reads]
 
 
+def usual_chunk(phase: types.Phase, plan: Plan) -> int:
+  """Steps between two reports: an epoch, or a 20th of a length in steps."""
+  twentieth = plan.num_steps // 20 if phase.num_steps else 0
+  return max(plan.per_epoch, twentieth)
+
+
 def chunk_length(num_steps: int, wanted: int | None) -> int:
   """A length near `wanted` that divides `num_steps` where one exists.
 

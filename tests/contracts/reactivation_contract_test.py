@@ -1,11 +1,13 @@
 """What every re-activation of the registry must satisfy.
 
-A method that needs more than a classifier gets it from `EXTRA`; what makes it
-short enough for a test stands in `SHORT`, what it achieves in `EFFECT`.
+What makes a method short enough for a test stands in `SHORT`; the models it
+needs beside the one it attacks, handed to it as the extra of its first carry,
+in `BESIDE`; what it achieves in `EFFECT`.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import chex
 import jax
@@ -35,7 +37,7 @@ TARGETS = np.arange(NUM, dtype=np.int32) % 2
 SHORT: dict[str, dict] = {
   'white_box': dict(outer_epochs=2, inner_steps=2, batch_size=4, pool_size=NUM),
 }
-EXTRA: dict[str, dict] = {}
+BESIDE: dict[str, Callable[[], types.PyTree]] = {}
 # Settings that wake backdoors of the toy world which fine-tuning has put to
 # sleep, beyond the plain trigger and beyond both controls.
 EFFECT: dict[str, dict] = {
@@ -49,6 +51,8 @@ PERTURBING = tuple(
   for name in NAMES
   if reactivation.REGISTRY[name].info.outputs == 'perturbation'
 )
+# Those that learn from one pool, of images and the targets they are to reach.
+UNIVERSAL = tuple(EFFECT)
 
 
 def hparams(name):
@@ -56,7 +60,12 @@ def hparams(name):
 
 
 def build(name, hp):
-  return reactivation.REGISTRY[name].make(NET, hp, **EXTRA.get(name, {}))
+  return reactivation.REGISTRY[name].make(NET, hp)
+
+
+def start(name, state):
+  """The carry that a method starts from."""
+  return types.Carry(model=state, extra=BESIDE.get(name, dict)())
 
 
 @functools.cache
@@ -77,7 +86,7 @@ def one_step(name, hp, state, key):
   """Carry and metrics after init, one step and finish of the first phase."""
   phase = build(name, hp).phases[0]
   zero = jnp.zeros((), jnp.int32)
-  carry = phase.init(key, types.Carry(model=state, extra={}))
+  carry = phase.init(key, start(name, state))
   after, metrics = phase.step(
     carry, batch(), types.Clock(key, zero, zero, 4, 2)
   )
@@ -94,9 +103,10 @@ def stepped(name, seed=0):
 def finished(name):
   """The whole method on the pool."""
   feed = training.make_feed(IMAGES, TARGETS)
-  carry = types.Carry(model=model(), extra={})
   attack = build(name, hparams(name))
-  return training.run_phases(attack.phases, carry, {'pool': feed}, KEY)
+  return training.run_phases(
+    attack.phases, start(name, model()), {'pool': feed}, KEY
+  )
 
 
 @functools.cache
@@ -150,7 +160,7 @@ class ReactivationContractTest(parameterized.TestCase):
     self.assertEqual(attack.info, name)
     chex.assert_tree_all_finite((carry, metrics))
     for phase in attack.phases:
-      self.assertContainsSubset({'loss', 'asr'}, metrics[phase.name])
+      self.assertIn('loss', metrics[phase.name])
     chex.assert_trees_all_equal_shapes_and_dtypes(carry.model, model())
 
   @parameterized.product(name=PERTURBING)
@@ -212,7 +222,7 @@ class ReactivationContractTest(parameterized.TestCase):
     attack = build(name, hparams(name))
     legacy = np.zeros(2, np.uint32)
     with self.assertRaisesRegex(TypeError, 'jax.random.key'):
-      attack.phases[0].init(legacy, types.Carry(model=model(), extra={}))
+      attack.phases[0].init(legacy, start(name, model()))
     with self.assertRaisesRegex(TypeError, 'jax.random.key'):
       attack.trigger.init(legacy)
 
@@ -231,7 +241,7 @@ class ReactivationContractTest(parameterized.TestCase):
     same = jax.tree.map(np.array_equal, one[0], other[0])
     self.assertFalse(all(jax.tree.leaves(same)))
 
-  @parameterized.product(name=PERTURBING)
+  @parameterized.product(name=UNIVERSAL)
   def test_effect_on_the_toy_world(self, name):
     victims, sleeping = toy.victims(), toy.defend('ft', DORMANT).model
     plain = toy.evaluate_stack(sleeping, victims)

@@ -66,6 +66,66 @@ class Memory:
     return jax.tree.map(jnp.asarray, self.tree)
 
 
+def _until(limit):
+  """Counts up to `limit`, then changes nothing any more."""
+
+  def step(count, batch, clock):
+    count = jnp.minimum(count + 1, limit)
+    return count, {'count': count, 'over': count == limit}
+
+  return types.Phase(
+    'count',
+    lambda key, carry: carry.extra,
+    step,
+    lambda count: types.Carry(model=_carry().model, extra=count),
+    num_steps=12,
+    done='over',
+  )
+
+
+class DoneTest(parameterized.TestCase):
+  def _run(self, limit, **kwargs):
+    carry = types.Carry(model=_carry().model, extra=jnp.int32(0))
+    return training.run_phases(
+      (_until(limit),), carry, {}, jax.random.key(0), **kwargs
+    )
+
+  @parameterized.parameters(4, 5, 30)
+  def test_leaving_out_the_rest_changes_no_number(self, limit):
+    reports = []
+    carry, history = self._run(limit, on_chunk=reports.append, chunk=4)
+    whole, full = self._run(limit)
+    self.assertLen(reports, {4: 1, 5: 2, 30: 3}[limit])
+    self.assertEqual(int(carry.extra), int(whole.extra))
+    for name in ('count', 'over'):
+      np.testing.assert_array_equal(history['count'][name], full['count'][name])
+
+  def test_a_stack_goes_on_until_all_are_done(self):
+    reports = []
+    carry = types.Carry(
+      model=jax.tree.map(lambda x: jnp.stack([x, x]), _carry().model),
+      extra=jnp.asarray([0, -7]),
+    )
+    _, history = training.run_phases(
+      (_until(3),),
+      carry,
+      {},
+      jax.random.key(0),
+      lift=_vmapped,
+      chunk=2,
+      on_chunk=reports.append,
+    )
+    self.assertLen(reports, 5)
+    np.testing.assert_array_equal(
+      history['count']['count'][1], np.minimum(np.arange(12) - 6, 3)
+    )
+
+
+def _vmapped(fn):
+  """A lift: maps the first argument."""
+  return lambda member, *rest: jax.vmap(lambda m: fn(m, *rest))(member)
+
+
 class RunPhasesTest(parameterized.TestCase):
   phases = (_walk('first'), _walk('second', num_epochs=2, drop_last=True))
 
