@@ -52,7 +52,8 @@ class MethodInfo:
     category: branch of the taxonomy, a slug.
     subcategory: finer branch, a slug.
     access: what it must hold, one of `ACCESS`.
-    needs: data it needs, such as 'clean_labelled' or 'poisoned_train_set'.
+    needs: data it needs, such as 'clean_labelled' or 'poisoned_train_set'; a
+      defense with 'trigger_known' is an upper bound made with `stamp`.
     outputs: 'model', 'trigger', 'perturbation', 'sample_scores', ….
     vmappable: axes it can be mapped over, from `VMAPPABLE`.
     tags: further properties, such as 'visible' or 'label_inconsistent'.
@@ -95,7 +96,8 @@ class Entry(NamedTuple):
 
   Attributes:
     make: attacks: (DataSpec, hp, assets={}) -> Attack; all other rooms:
-      (Classifier, hp) -> Defense | Reactivation | Detector.
+      (Classifier, hp) -> Defense | Reactivation | Detector; defenses that need
+      'trigger_known' also take stamp=, the victim's test-time trigger.
     hparams: the dataclass of its hyper-parameters; `hparams()` is the paper's
       CIFAR-10 setting.
     info: facts of the method.
@@ -139,7 +141,8 @@ def make_hparams(cls: type[_E], values: Mapping[str, Any]) -> _E:
 
   Args:
     cls: a class made by `types.hparams`.
-    values: field values; None keeps the default; lists become tuples.
+    values: field values; None keeps the default; lists become tuples, also
+      within each other.
 
   Returns:
     The instance, with numbers cast to the type of their field.
@@ -157,12 +160,18 @@ def make_hparams(cls: type[_E], values: Mapping[str, Any]) -> _E:
       )
     if value is None:
       continue
-    if isinstance(value, list):
-      value = tuple(value)
+    value = _hashable(value)
     if fields[name].type in _FLOATS and isinstance(value, int):
       value = float(value)
     clean[name] = value
   return cls(**clean)
+
+
+def _hashable(value: Any) -> Any:
+  """The value with tuples in place of lists, at any depth."""
+  if isinstance(value, list | tuple):
+    return tuple(map(_hashable, value))
+  return value
 
 
 def list_methods(registry: Mapping[str, Entry], **wanted: Any) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from bdjax import attacks, checks, defenses, registry, training
+from bdjax import reactivation as reactivations
 
 QUICK = dict(dataset='synthetic', arch='tiny')
 
@@ -247,5 +248,33 @@ def defense(
       'sampler': sampler,
       'exec': execution(),
       'method': fields(defenses.REGISTRY[name].hparams, **values),
+    }
+  )
+
+
+def reactivation(
+  arg: str | None, name: str, others: Mapping[str, Mapping[str, Any]]
+) -> config_dict.ConfigDict:
+  """The settings of a re-activation.
+
+  Args:
+    arg: text after the colon.
+    name: registry key.
+    others: per data set the values that differ from the defaults.
+
+  Returns:
+    A ConfigDict for `launch.reactivate`.
+  """
+  options = parse_arg(arg, dataset='cifar10', quick=False)
+  return config_dict.ConfigDict(
+    {
+      'name': name,
+      'dataset': options.dataset,
+      'seed': 0,
+      'method': fields(
+        reactivations.REGISTRY[name].hparams,
+        **others.get(options.dataset, {}),
+      ),
+      'exec': execution(),
     }
   )

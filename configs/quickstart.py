@@ -32,11 +32,13 @@ def get_config(arg: str | None = None):
     {
       'seed': 0,
       'clean': clean.get_config(net),
-      'attack': badnets.get_config(net),
-      'ft': ft.get_config(data),
-      'ft_sam': ft_sam.get_config(data),
+      'attacks': {'badnets': badnets.get_config(net)},
+      'defenses': {
+        'ft': ft.get_config(data),
+        'ft_sam': ft_sam.get_config(data),
+      },
       'existence': bec.get_config(data),
-      'reactivate': white_box.get_config(data),
-      'connect': linear.get_config(data),
+      'reactivations': {'white_box': white_box.get_config(data)},
+      'paths': {'linear': linear.get_config(data)},
     }
   )

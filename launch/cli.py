@@ -78,6 +78,28 @@ def execution(config: config_dict.ConfigDict) -> types.Exec:
   return types.Exec(**config.exec.to_dict())
 
 
+def variants(config: config_dict.ConfigDict) -> list[tuple]:
+  """The settings that a config stands for.
+
+  Args:
+    config: with `variants.field` and `variants.values` one per value of that
+      field, a hyper-parameter or one of the config itself; otherwise the
+      config alone.
+
+  Returns:
+    [(config, name of the variant such as 'eps=0.1', or None)].
+  """
+  if 'variants' not in config:
+    return [(config, None)]
+  field, found = config.variants.field, []
+  for value in config.variants['values']:
+    one = config.copy_and_resolve_references()
+    is_hyper = 'method' in one and field in one.method
+    (one.method if is_hyper else one)[field] = value
+    found.append((one, f'{field}={value}'))
+  return found
+
+
 def start(cache: str) -> None:
   """Sets the process up: quiet logs, the persistent compilation cache."""
   logging.set_verbosity(logging.WARNING)

@@ -1,8 +1,10 @@
-"""Walks the straight path from a backdoored model to its defended versions.
+"""Walks straight paths between models, such as from attacked to defended.
 
 python -m launch.connect \
   --config=configs/connectivity/linear.py:dataset=digits16 \
   --parents='defended/digits16/*'
+
+`--config.ends=defended:retuned` and `defended:clean` walk other pairs.
 """
 
 import jax
@@ -10,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from bdjax import connectivity, eval, keys, sweep, tree
-from launch import cli, lineage, measure, show, world
+from bdjax import checks, connectivity, eval, keys, sweep, tree, zoo
+from launch import cli, lineage, measure, retuning, show, world
+
+ENDS = ('attacked', 'defended', 'retuned', 'clean')
+USUAL = 'attacked:defended'
 
 
 def main(config, context: cli.Context, parents: str | None = None) -> list:
@@ -25,23 +30,81 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
   Returns:
     The artefacts.
   """
-  names = ('num_points', 'bn_batches', 'bn_batch_size')
+  names = ('num_points', 'bn_batches', 'bn_batch_size', 'ends')
   settings = {name: config[name] for name in names}
+  ends = _ends(config)
   made = []
   for family in lineage.families(
     config, context, parents or flags.FLAGS.parents
   ):
     plain = [child for child in family.children if _is_plain(child, family)]
     family = family._replace(children=plain)
+    places = _Places(context, family, ends)
     made += measure.run(
       'connect',
       config,
       context,
       settings,
       family,
-      lambda children, family=family: _paths(config, family, children),
+      lambda children, p=places: _paths(config, p, children),
+      others=places.others,
+      variant=None if config.ends == USUAL else config.ends,
     )
   return made
+
+
+def _ends(config) -> tuple[str, str]:
+  """Where paths start and end."""
+  parts = config.ends.split(':')
+  for part in parts:
+    checks.one_of(ENDS, ends=part)
+  if len(parts) != 2 or not {'defended', 'retuned'} & set(parts):
+    raise ValueError(
+      f'`ends={config.ends}` is no pair of which an end depends on the '
+      f"defense; use '{USUAL}', 'defended:retuned' or 'defended:clean'."
+    )
+  return parts[0], parts[1]
+
+
+class _Places:
+  """Where the ends of a family's paths come from."""
+
+  def __init__(self, context, family, ends):
+    self.family, self.ends = family, ends
+    self.retuned: dict[str, zoo.Artefact] = {}
+    if 'retuned' in ends:
+      self.retuned = retuning.latest(context)
+    self.clean = None
+    if 'clean' in ends:
+      self.clean = lineage.clean_model(context, family.here, 'launch.connect')
+
+  def others(self, child) -> tuple[zoo.Artefact, ...]:
+    """Artefacts beside the child and its victim."""
+    found = [] if self.clean is None else [self.clean[0]]
+    if 'retuned' in self.ends:
+      found.append(self._twin(child))
+    return tuple(found)
+
+  def of(self, child) -> tuple:
+    """The models at both ends of a child's path."""
+    models = {
+      'attacked': lambda: self.family.victim.model,
+      'defended': lambda: child.model,
+      'clean': lambda: self.clean[1] if self.clean else None,
+      'retuned': lambda: world.load_model(self._twin(child), self.family.here),
+    }
+    start, end = self.ends
+    return models[start](), models[end]()
+
+  def _twin(self, child) -> zoo.Artefact:
+    card = child.artefact.card
+    if card.run_id not in self.retuned:
+      raise ValueError(
+        f'{card.name} has not been retuned. First run: python -m '
+        'launch.reactivate --config=configs/reactivation/retuning_attack.py'
+        f':dataset={card.dataset} --parents={card.name}'
+      )
+    return self.retuned[card.run_id]
 
 
 def _is_plain(child, family) -> bool:
@@ -55,9 +118,9 @@ def _is_plain(child, family) -> bool:
   return plain
 
 
-def _paths(config, family, children) -> list:
+def _paths(config, places, children) -> list:
   """One finding per child, their paths walked as a stack."""
-  here, victim = family.here, family.victim
+  here, victim = places.family.here, places.family.victim
   test = here.dataset.test
 
   def evaluate(classifier, state, images, labels):
@@ -72,11 +135,12 @@ def _paths(config, family, children) -> list:
       with_loss=True,
     )
 
-  def one(defended, attacked, batches, *data):
+  def one(ends, batches, *data):
+    start, end = ends
     return connectivity.evaluate_path(
       here.classifier,
-      attacked,
-      defended,
+      start,
+      end,
       lambda classifier, state: evaluate(classifier, state, *data),
       batches=batches,
       t=connectivity.positions(config.num_points),
@@ -84,8 +148,7 @@ def _paths(config, family, children) -> list:
 
   found = sweep.over_checkpoints(
     one,
-    tree.stack([child.model for child in children]),
-    victim.model,
+    tree.stack([places.of(child) for child in children]),
     _calibration(config, here),
     jnp.asarray(test.images),
     jnp.asarray(test.labels),
@@ -93,7 +156,7 @@ def _paths(config, family, children) -> list:
   )
   paths = tree.unstack(jax.device_get(found))
   return [
-    _finding(child, _rates(path))
+    _finding(config.ends, child, _rates(path))
     for child, path in zip(children, paths, strict=True)
   ]
 
@@ -123,11 +186,10 @@ def _rates(path) -> dict:
   return curves
 
 
-def _finding(child, path) -> measure.Finding:
+def _finding(ends, child, path) -> measure.Finding:
   """What the recalibrated path says, and all its curves."""
   best = path['recalibrated']
   summary = connectivity.summarize(path['t'], best['c_acc'], best['asr'])
-  record = {name: summary[name] for name in ('barrier_clean', 'tau_star')}
   curves = {
     f'{treatment}/{name}': values
     for treatment in ('naive', 'recalibrated')
@@ -136,13 +198,22 @@ def _finding(child, path) -> measure.Finding:
   star = summary['tau_star']
   card = child.artefact.card
   line = (
-    f'path to {card.method} {card.name}: barrier '
-    f'{summary["barrier_clean"]:.4f}, ASR ≥ 0.5 up to t = '
+    f'{ends} of {card.method} {card.name}: barrier '
+    f'{_shown(summary["barrier_clean"])}, backdoor error '
+    f'{_shown(summary["backdoor_error_auc"])} on average, ASR ≥ 0.5 up to t = '
     f'{"nowhere" if star is None else f"{star:.2f}"}'
   )
   return measure.Finding(
-    record | {'bn_reestimated': True}, line, summary, {'t': path['t'], **curves}
+    summary | {'bn_reestimated': True},
+    line,
+    summary,
+    {'t': path['t'], **curves},
   )
+
+
+def _shown(value: float | None) -> str:
+  """Four decimals; 'not finite' where a path has left the numbers."""
+  return 'not finite' if value is None else f'{value:.4f}'
 
 
 if __name__ == '__main__':

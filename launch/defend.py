@@ -7,8 +7,8 @@ python -m launch.defend \
   --parents='attacked/digits16/*'
 
 The models are defended as one stack, one at a time where a method reads what
-belongs to a single victim. A model or method that cannot work is recorded with
-the reason; the others go on.
+belongs to a single victim or knows its trigger. A model or method that cannot
+work is recorded with the reason; the others go on.
 """
 
 import functools
@@ -63,13 +63,14 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
   made, reasons = [], []
   for one in configs:
     one.seed = config.seed
-    made += _one_method(one, context, parents, reasons)
+    for setting, variant in cli.variants(one):
+      made += _one_method(setting, context, parents, reasons, variant)
   if not made:
     raise ValueError('\n'.join(['No model was defended.', *reasons]))
   return made
 
 
-def _one_method(config, context, parents, reasons) -> list:
+def _one_method(config, context, parents, reasons, variant) -> list:
   """One method on all parents; appends why a model could not be defended."""
   found = find_parents(config, context, parents, 'attack')
   entry = registry.get(defenses.REGISTRY, config.name, 'defense')
@@ -88,7 +89,7 @@ def _one_method(config, context, parents, reasons) -> list:
       show.done(f'defended model {artefact.name}: finished before')
   todo = [run for run in runs if known[run.run_id] is None]
   if todo:
-    method = _Method(config, context, entry.make, hp, settings, reasons)
+    method = _Method(config, context, entry, hp, settings, reasons, variant)
     known |= method.run(todo)
   return [known[run.run_id] for run in runs if known[run.run_id] is not None]
 
@@ -98,6 +99,20 @@ class _Run(NamedTuple):
 
   run_id: str
   parent: zoo.Artefact
+
+
+def knows_trigger(entry: registry.Entry) -> bool:
+  """Whether a method is made with its victim's own trigger."""
+  return 'trigger_known' in entry.info.needs
+
+
+def make_defense(
+  entry: registry.Entry, here: world.World, hp, victim: world.Victim
+) -> types.Defense:
+  """A method on a world's network, with the victim's trigger if it needs it."""
+  if knows_trigger(entry):
+    return entry.make(here.classifier, hp, stamp=victim.stamp)
+  return entry.make(here.classifier, hp)
 
 
 def find_parents(config, context, pattern: str | None, stage: str) -> list:
@@ -139,9 +154,10 @@ def _run_id(config, settings, card: zoo.Card) -> str:
 class _Method:
   """One method with its settings, on models of one world."""
 
-  def __init__(self, config, context, make, hp, settings, reasons):
+  def __init__(self, config, context, entry, hp, settings, reasons, variant):
     self.config, self.context, self.reasons = config, context, reasons
-    self.make, self.hp, self.settings = make, hp, settings
+    self.entry, self.hp, self.settings = entry, hp, settings
+    self.variant = variant
 
   def run(self, runs: list[_Run]) -> dict[str, zoo.Artefact]:
     """Defends all it can; {run_id: artefact}."""
@@ -154,16 +170,25 @@ class _Method:
         self.refuse(here, [run], 'failed', 'the parent is not finite')
     made: dict[str, zoo.Artefact] = {}
     try:
-      defense = self.make(here.classifier, self.hp)
+      stacks = self.stacks(here, healthy)
       reserved = self.reserve(here)
-      for stack in _stacks(defense, healthy):
+      for stack in stacks:
         try:
-          made |= self.defend(here, defense, reserved, stack)
+          made |= self.defend(here, reserved, stack)
         except training.NonFiniteError as error:
           self.refuse(here, stack, 'failed', str(error))
     except checks.Unsupported as error:
       self.refuse(here, healthy, 'unsupported', str(error))
     return made
+
+  def stacks(self, here, runs: list[_Run]) -> list[list[_Run]]:
+    """All models at once, or one by one where each brings what is its own."""
+    alone = knows_trigger(self.entry) or OF_ONE_VICTIM & _reads(
+      self.entry.make(here.classifier, self.hp)
+    )
+    if alone:
+      return [[run] for run in runs]
+    return [runs] if runs else []
 
   def reserve(self, here) -> np.ndarray:
     """Indices of the defender's clean images."""
@@ -199,9 +224,10 @@ class _Method:
       )
       show.done(self.reasons[-1])
 
-  def defend(self, here, defense, reserved, runs) -> dict[str, zoo.Artefact]:
+  def defend(self, here, reserved, runs) -> dict[str, zoo.Artefact]:
     """Runs the method over one stack and stores its members."""
     victims = [world.victim(run.parent, here) for run in runs]
+    defense = make_defense(self.entry, here, self.hp, victims[0])
     run_ids = [run.run_id for run in runs]
     models = [victim.model for victim in victims]
     stacked = len(models) > 1
@@ -234,9 +260,11 @@ class _Method:
         'clean_ratio': self.config.clean_ratio,
         'num_clean': len(reserved),
         'reserve_id': zoo.digest.digest(reserved),
+        'variant': self.variant,
         'exec_mode': self.config.exec.mode,
         'pack_size': len(victims),
-        'oracle_used': bool(ORACLE & _reads(defense)),
+        'oracle_used': knows_trigger(self.entry)
+        or bool(ORACLE & _reads(defense)),
         **_cost(defense, curves, timer, len(victims)),
       },
     )
@@ -270,13 +298,6 @@ class _Method:
 
 def _reads(defense: types.Defense) -> set[str]:
   return {phase.reads for phase in defense.phases}
-
-
-def _stacks(defense, runs: list[_Run]) -> list[list[_Run]]:
-  """All models at once, or one by one where each needs data of its own."""
-  if OF_ONE_VICTIM & _reads(defense):
-    return [[run] for run in runs]
-  return [runs] if runs else []
 
 
 def _feeds(here, defense, reserved, victims) -> dict[str, training.Feed]:

@@ -24,12 +24,19 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
   Returns:
     The artefacts.
   """
+  parents = parents or flags.FLAGS.parents
+  made = []
+  for one, variant in cli.variants(config):
+    made += _one_setting(one, context, parents, variant)
+  return made
+
+
+def _one_setting(config, context, parents, variant) -> list:
+  """All models with one share p and one set of images."""
   names = ('p', 'num_tac', 'num_cka', 'debiased')
   settings = {name: config[name] for name in names}
   made = []
-  for family in lineage.families(
-    config, context, parents or flags.FLAGS.parents
-  ):
+  for family in lineage.families(config, context, parents):
     clean, model = lineage.clean_model(context, family.here, 'launch.existence')
     made += measure.run(
       'existence',
@@ -40,7 +47,8 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
       lambda children, family=family, model=model: _similarities(
         config, family, model, children
       ),
-      others=(clean,),
+      others=lambda _, clean=clean: (clean,),
+      variant=variant,
     )
   return made
 

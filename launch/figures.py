@@ -9,14 +9,20 @@ from matplotlib import figure
 
 from bdjax import zoo
 from bdjax.analysis import plots
+from launch import study_figures
 
 
-def draw(root: pathlib.Path, rows: Sequence[dict[str, Any]]) -> list[str]:
-  """Draws whatever the rows have numbers for.
+def draw(
+  root: pathlib.Path,
+  rows: Sequence[dict[str, Any]],
+  records: Sequence[dict[str, Any]] = (),
+) -> list[str]:
+  """Draws whatever the rows and records have numbers for.
 
   Args:
     root: the store; figures go to its folder 'figures'.
     rows: from `zoo.tables.rows`.
+    records: all records, for the variants that rows leave out.
 
   Returns:
     Paths of the PNGs relative to the root.
@@ -25,8 +31,13 @@ def draw(root: pathlib.Path, rows: Sequence[dict[str, Any]]) -> list[str]:
   folder.mkdir(parents=True, exist_ok=True)
   defended = [row for row in rows if row['stage'] == 'defend']
   made = []
-  for name, plot in _FIGURES.items():
-    fig = plot(root, defended)
+  plots_of = {name: (plot, defended) for name, plot in _FIGURES.items()}
+  plots_of |= {n: (plot, rows) for n, plot in study_figures.OF_ROWS.items()}
+  plots_of |= {
+    n: (plot, records) for n, plot in study_figures.OF_RECORDS.items()
+  }
+  for name, (plot, entries) in plots_of.items():
+    fig = plot(root, entries)
     if fig is not None:
       fig.savefig(folder / f'{name}.png', dpi=150, facecolor='white')
       made.append(f'figures/{name}.png')

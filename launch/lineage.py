@@ -54,24 +54,26 @@ def families(config, context: cli.Context, parents: str | None) -> list[Family]:
   """
   found = defend.find_parents(config, context, parents, 'defend')
   here = world.of_card(found[0].card, context)
-  groups: dict[str, list[Child]] = {}
+  groups: dict[str, list[zoo.Artefact]] = {}
   for artefact in found:
-    groups.setdefault(artefact.card.parents[0], []).append(
-      _child(artefact, here)
-    )
-  return [
-    Family(here, world.victim(zoo.open(context.workdir, run_id), here), group)
-    for run_id, group in groups.items()
-  ]
+    groups.setdefault(artefact.card.parents[0], []).append(artefact)
+  made = []
+  for run_id, group in groups.items():
+    victim = world.victim(zoo.open(context.workdir, run_id), here)
+    children = [_child(artefact, here, victim) for artefact in group]
+    made.append(Family(here, victim, children))
+  return made
 
 
-def _child(artefact: zoo.Artefact, here: world.World) -> Child:
+def _child(
+  artefact: zoo.Artefact, here: world.World, victim: world.Victim
+) -> Child:
   """Loads a defended model and what its defense deploys."""
   card = artefact.card
   model = world.load_model(artefact, here)
   entry = registry.get(defenses.REGISTRY, card.method, 'defense')
   hp = registry.make_hparams(entry.hparams, card.hparams['method'])
-  defense = entry.make(here.classifier, hp)
+  defense = defend.make_defense(entry, here, hp, victim)
   extra = {}
   if 'extra' in card.state:
     extra = zoo.load_state(

@@ -34,7 +34,8 @@ def run(
   family: lineage.Family,
   compute: Callable[[list[lineage.Child]], Sequence[Finding]],
   *,
-  others: tuple[zoo.Artefact, ...] = (),
+  others: Callable[[lineage.Child], tuple[zoo.Artefact, ...]] = lambda _: (),
+  variant: str | None = None,
 ) -> list[zoo.Artefact]:
   """Measures those children of a family that have not been measured.
 
@@ -45,14 +46,15 @@ def run(
     settings: fully resolved, part of the identity.
     family: a victim and its defended models.
     compute: children -> one finding each.
-    others: further parents, such as the clean model.
+    others: child -> further parents, such as the clean model.
+    variant: what sets this run apart from the usual one, for the record.
 
   Returns:
     One artefact per child, in their order.
   """
   victim = family.victim.artefact
   runs = [
-    _Run(stage, config, settings, family, c, (victim, *others))
+    _Run(stage, config, settings, family, c, (victim, *others(c)), variant)
     for c in family.children
   ]
   known = [world.finished(context, run.run_id) for run in runs]
@@ -72,8 +74,9 @@ def run(
 class _Run:
   """One instrument on one defended model."""
 
-  def __init__(self, stage, config, settings, family, child, others):
+  def __init__(self, stage, config, settings, family, child, others, variant):
     self.stage, self.config, self.settings = stage, config, settings
+    self.variant = variant
     self.here, self.defended = family.here, child.artefact.card
     self.parents = (
       self.defended.run_id,
@@ -104,7 +107,11 @@ class _Run:
       parents=self.parents,
       facts={k: v for k, v in parent.data.items() if k != 'reserved'},
     )
-    measured = {'run_s': seconds, 'defense': parent.method}
+    measured = {
+      'run_s': seconds,
+      'defense': parent.method,
+      'variant': self.variant,
+    }
     measured |= {k: parent.metrics[k] for k in ('c_acc', 'asr', 'r_acc')}
     return world.finish(
       context,

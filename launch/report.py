@@ -4,6 +4,7 @@ python -m launch.report --workdir=DIR
 """
 
 import pathlib
+from collections.abc import Callable
 
 import rich.box
 import rich.table
@@ -20,6 +21,15 @@ STAGE_OF_FIGURE = {
   'reactivation': 'ASR before and after the defense and after re-activation, '
   'beside the backdoor existence coefficient.',
   'paths': 'Along the straight path from the backdoored to the defended model.',
+  'scatter': 'What is left of the backdoor against what its trigger achieves: '
+  'BEC, and on the right the published scale, relative to each row.',
+  'queries': "Success on the attacker's own pool as queries go on; median and "
+  'quartiles over defended models.',
+  'retuning': 'ASR after the defense (O-ASR) and after retuning (P-ASR).',
+  'rho': 'PAM: backdoor error along the path, by ρ.',
+  'comparison': 'The original attack (OBA), the re-activated one (RBA) and an '
+  'adversarial perturbation without the trigger (gUAA).',
+  'ablations': 'One hyper-parameter varied; median and quartiles over models.',
 }
 ONLY = flags.DEFINE_string(
   'only', None, 'Only records of this data set; default: all.'
@@ -47,15 +57,28 @@ def main(config, context: cli.Context) -> list[dict]:
   return write(context.workdir, records)
 
 
-def write(root: pathlib.Path, records: list[dict]) -> list[dict]:
-  """Makes the report of some records; see `main`."""
+def write(
+  root: pathlib.Path,
+  records: list[dict],
+  summarize: Callable[[list[dict]], str] | None = None,
+) -> list[dict]:
+  """Makes the report of some records; see `main`.
+
+  Args:
+    root: the store; report, table and figures go there.
+    records: what to report.
+    summarize: rows -> Markdown that follows the table.
+
+  Returns:
+    The rows.
+  """
   rows = zoo.tables.rows(records)
-  drawn = figures.draw(root, rows)
+  drawn = figures.draw(root, rows, records)
   print_table(rows)
   missing = _missing(records)
   for line in missing:
     show.CONSOLE.print(f'not defended: {markup.escape(line)}', highlight=False)
-  text = _markdown(rows, drawn, missing)
+  text = _markdown(rows, drawn, missing, summarize)
   (root / 'report.md').write_text(text, encoding='utf-8')
   (root / 'table.csv').write_text(zoo.tables.to_csv(rows), encoding='utf-8')
   show.done(f'\nreport: {root / "report.md"}, table.csv, {", ".join(drawn)}')
@@ -67,13 +90,12 @@ def print_table(rows: list[dict]) -> None:
   table = rich.table.Table(
     title='Is the backdoor gone?  (rates in %)', box=rich.box.SIMPLE_HEAD
   )
-  for name, head, _ in zoo.tables.COLUMNS:
+  columns = zoo.tables.columns(rows)
+  for name, head, _ in columns:
     first = name == 'model'
     table.add_column(head, justify='left' if first else 'right', no_wrap=first)
   for row in rows:
-    cells = [
-      zoo.tables.shown(row, n, rate) for n, _, rate in zoo.tables.COLUMNS
-    ]
+    cells = [zoo.tables.shown(row, n, rate) for n, _, rate in columns]
     table.add_row(*map(markup.escape, cells))
   show.CONSOLE.print(table)
   for name, sentence in _verdicts(rows):
@@ -97,7 +119,7 @@ def _missing(records) -> list[str]:
   return list(dict.fromkeys(lines))
 
 
-def _markdown(rows, drawn, missing) -> str:
+def _markdown(rows, drawn, missing, summarize) -> str:
   first = rows[0] if rows else {}
   parts = [
     '# Is the backdoor gone?\n',
@@ -108,6 +130,7 @@ def _markdown(rows, drawn, missing) -> str:
     '\n'.join(f'- **{n}**: {s}' for n, s in _verdicts(rows)) + '\n',
     ''.join(f'- not defended: {line}\n' for line in missing),
     _EXPLAINED,
+    summarize(rows) if summarize else '',
   ]
   for path in drawn:
     name = pathlib.Path(path).stem

@@ -72,6 +72,8 @@ class MakeHparamsTest(parameterized.TestCase):
   def test_lists_become_tuples_since_statics_are_hashed(self):
     got = registry.make_hparams(Hp, {'layers': ['a', 'b']})
     self.assertEqual(got.layers, ('a', 'b'))
+    got = registry.make_hparams(Hp, {'layers': [[1, 2], [3, [4]]]})
+    self.assertEqual(got.layers, ((1, 2), (3, (4,))))
 
   def test_an_unknown_hyper_parameter_suggests_the_nearest(self):
     with self.assertRaises(KeyError) as caught:

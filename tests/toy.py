@@ -27,7 +27,7 @@ from bdjax import (
 
 SEEDS = 3
 RECIPE = training.RecipeHParams(epochs=4, batch_size=32, lr=0.1)
-EPOCHS = {'blended': 8}  # attacks that take longer
+EPOCHS = {'blended': 8, 'ftrojan': 8}  # attacks that take longer
 CLEAN_RATIO = 0.05
 
 
@@ -179,17 +179,26 @@ def poisoned_train(name: str = 'badnets') -> training.Feed:
   return jax.vmap(poison)(victims(name).state, _seeds())
 
 
+def make_defense(name: str, hp, victim: Victims) -> types.Defense:
+  """A method on the toy's network, with the victim's trigger if it needs it."""
+  entry = registry.get(defenses.REGISTRY, name, 'defense')
+  if 'trigger_known' not in entry.info.needs:
+    return entry.make(classifier(), hp)
+  stamp = functools.partial(attack(victim.name).stamp, victim.state)
+  return entry.make(classifier(), hp, stamp=stamp)
+
+
 @functools.cache
-def defense_program(name: str):
-  """{'model', 'hp'} of each member -> its carry, compiled once per method.
+def defense_program(name: str, attack_name: str = 'badnets'):
+  """{'model', 'state', 'hp'} of each member -> its carry, compiled once.
 
   Members may bring feeds of their own.
   """
-  entry = registry.get(defenses.REGISTRY, name, 'defense')
 
   def run(member, feed, key):
     carry = types.Carry(model=member['model'], extra={})
-    phases = entry.make(classifier(), member['hp']).phases
+    victim = Victims(attack_name, member['state'], member['model'])
+    phases = make_defense(name, member['hp'], victim).phases
     feeds = {'clean': feed, **member['feeds']}
     return training.run_phases(phases, carry, feeds, key, augment=augment())[0]
 
@@ -204,10 +213,11 @@ def defend(name: str, hp, attack_name: str = 'badnets') -> types.Carry:
     feeds['train'] = poisoned_train(attack_name)
   stack = {
     'model': victims(attack_name).model,
+    'state': victims(attack_name).state,
     'hp': tree.broadcast(jax.tree.map(jnp.float32, hp), SEEDS),
     'feeds': feeds,
   }
-  return defense_program(name)(stack, clean_feed(), keys.root(0))
+  return defense_program(name, attack_name)(stack, clean_feed(), keys.root(0))
 
 
 @functools.cache

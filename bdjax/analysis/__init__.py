@@ -1,9 +1,11 @@
 """Read-only measurements of models, and the figures made from them.
 
 `cka` compares representations, `tac` finds the channels a trigger moves,
-`plots` draws arrays onto matplotlib axes, `stream` cuts images into batches.
+`plots` and `charts` draw arrays onto matplotlib axes, `stream` cuts images into
+batches.
 """
 
+from bdjax.analysis import charts as charts
 from bdjax.analysis import cka as cka
 from bdjax.analysis import plots as plots
 from bdjax.analysis import stream as stream

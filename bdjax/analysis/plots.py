@@ -11,17 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bdjax.analysis import ink
+
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
-BLUE, VERMILION, ORANGE, GREEN, INK, GRAY = (
-  '#0072B2',
-  '#D55E00',
-  '#E69F00',
-  '#009E73',
-  '#222222',
-  '#9A9A9A',
-)
 _CONDITIONS = ('clean', 'triggered', 'triggered + Δ')
 
 
@@ -62,11 +56,13 @@ def plot_images(
   for (row, column), ax in np.ndenumerate(axes):
     _draw_image(ax, images[column][row])
     if row == 0:
-      ax.set_title(titles[column], fontsize=9, color=INK, pad=5)
+      ax.set_title(titles[column], fontsize=9, color=ink.INK, pad=5)
     if column == 0 and row < len(row_labels):
-      ax.set_ylabel(row_labels[row], fontsize=9, color=INK, labelpad=6)
+      ax.set_ylabel(row_labels[row], fontsize=9, color=ink.INK, labelpad=6)
     if row < len(captions) and column < len(captions[row]):
-      ax.set_xlabel(captions[row][column], fontsize=8, color=INK, labelpad=3)
+      ax.set_xlabel(
+        captions[row][column], fontsize=8, color=ink.INK, labelpad=3
+      )
   return axes
 
 
@@ -100,37 +96,37 @@ def plot_bars(
   center, width = np.arange(len(names)), 0.19
   offsets = (np.arange(4) - 1.5) * (width + 0.02)
   series = (
-    ('ASR, attacked', before, dict(color=GRAY)),
-    ('ASR, defended', after, dict(color=BLUE)),
-    ('ASR, re-activated', reactivated, dict(color=VERMILION)),
-    ('BEC', bec, dict(color='white', edgecolor=GREEN, hatch='/////')),
+    ('ASR, attacked', before, dict(color=ink.GRAY)),
+    ('ASR, defended', after, dict(color=ink.BLUE)),
+    ('ASR, re-activated', reactivated, dict(color=ink.VERMILION)),
+    ('BEC', bec, dict(color='white', edgecolor=ink.GREEN, hatch='/////')),
   )
   handles = []
   for offset, (label, values, style) in zip(offsets, series, strict=True):
-    values = np.broadcast_to(_floats(values), center.shape)
+    values = np.broadcast_to(ink.floats(values), center.shape)
     bars = ax.bar(
       center + offset, np.nan_to_num(values), width, label=label, **style
     )
     handles.append(bars)
     percent = label != 'BEC'
-    _write_values(ax, center + offset, values, percent=percent)
+    ink.write_values(ax, center + offset, values, percent=percent)
   if control is not None:
     at, half = center + offsets[2], 0.6 * width
     handles.append(
       ax.hlines(
-        _floats(control),
+        ink.floats(control),
         at - half,
         at + half,
-        color=INK,
+        color=ink.INK,
         linewidth=1.4,
         label='same attack on clean inputs',
       )
     )
   ax.set_xticks(center, names)
   ax.set_xlim(-0.6, len(names) - 0.4)
-  _percent_axis(ax, 'ASR', top=1.06)
-  _unit_axis_on_the_right(ax, 'BEC')
-  _finish(ax, title, columns=3, handles=handles)
+  ink.percent_axis(ax, 'ASR', top=1.06)
+  ink.unit_axis_on_the_right(ax, 'BEC')
+  ink.finish(ax, title, columns=3, handles=handles)
   return ax
 
 
@@ -157,13 +153,16 @@ def plot_paths(
   Returns:
     The axes.
   """
-  curves = (('c_acc', 'C-Acc', BLUE, 'o'), ('asr', 'ASR', VERMILION, 's'))
+  curves = (
+    ('c_acc', 'C-Acc', ink.BLUE, 'o'),
+    ('asr', 'ASR', ink.VERMILION, 's'),
+  )
   lines = ('-', (0, (4, 2)), (0, (1, 1.5)))
   for i, (treatment, values) in enumerate(treatments.items()):
     for field, label, color, marker in curves:
       ax.plot(
         np.asarray(t),
-        _floats(values[field]),
+        ink.floats(values[field]),
         color=color,
         linestyle=lines[i % len(lines)],
         linewidth=1.6,
@@ -176,12 +175,12 @@ def plot_paths(
         zorder=3 - i * 0.1,
       )
   if tau_star is not None:
-    _mark(ax, tau_star, 'τ*')
+    ink.mark(ax, tau_star, 'τ*')
   ax.set_xlim(0, 1)
   ax.set_xticks(np.linspace(0, 1, 6))
   ax.set_xlabel(f't  (0 = {ends[0]}, 1 = {ends[1]})')
-  _percent_axis(ax, 'C-Acc · ASR', top=1.0)
-  _finish(ax, title, columns=2)
+  ink.percent_axis(ax, 'C-Acc · ASR', top=1.0)
+  ink.finish(ax, title, columns=2)
   return ax
 
 
@@ -215,7 +214,7 @@ def plot_heat(
   Raises:
     ValueError: if the shapes disagree.
   """
-  values = _floats(values)
+  values = ink.floats(values)
   if values.shape != (len(rows), len(columns)):
     raise ValueError(
       f'`values` of shape {values.shape} for {len(rows)} rows and '
@@ -224,22 +223,22 @@ def plot_heat(
   low, high = span
   shade = np.clip((values - low) / (high - low), 0, 1)
   shade = shade if bad == 'high' else 1 - shade
-  colors = _blend(VERMILION, 0.85 * np.nan_to_num(shade))
+  colors = _blend(ink.VERMILION, 0.85 * np.nan_to_num(shade))
   ax.imshow(colors, aspect='auto', interpolation='nearest')
   for (i, j), value in np.ndenumerate(values):
     missing = np.isnan(value)
     text = 'n/a' if missing else f'{100 * value:.0f}'
     if texts is not None and not missing:
       text = texts[i][j]
-    color = GRAY if missing else INK
+    color = ink.GRAY if missing else ink.INK
     ax.text(j, i, text, ha='center', va='center', fontsize=8, color=color)
   ax.set_xticks(range(len(columns)), columns, rotation=30, ha='right')
   ax.set_yticks(range(len(rows)), rows)
-  ax.tick_params(labelsize=8, length=0, labelcolor=INK)
+  ax.tick_params(labelsize=8, length=0, labelcolor=ink.INK)
   for spine in ax.spines.values():
     spine.set_visible(False)
   if title:
-    ax.set_title(title, loc='left', fontsize=10, color=INK, pad=6)
+    ax.set_title(title, loc='left', fontsize=10, color=ink.INK, pad=6)
   return ax
 
 
@@ -254,11 +253,6 @@ def _unit(images) -> np.ndarray:
   images = np.asarray(images)
   scale = 255 if images.dtype == np.uint8 else 1
   return images.astype(np.float32) / scale
-
-
-def _floats(values) -> np.ndarray:
-  """Numbers as floats, None as NaN."""
-  return np.asarray(values, dtype=np.float64)
 
 
 def _magnification(delta: np.ndarray) -> float:
@@ -280,85 +274,4 @@ def _draw_image(ax, image: np.ndarray):
   )
   ax.set(xticks=[], yticks=[])
   for spine in ax.spines.values():
-    spine.set(linewidth=0.5, color=GRAY)
-
-
-def _write_values(ax, at, values, *, percent: bool):
-  """The number above each bar, 'n/a' where there is none."""
-  for x, value in zip(at, values, strict=True):
-    missing = np.isnan(value)
-    short = f'{100 * value:.0f}' if percent else f'{value:.2f}'.lstrip('0')
-    ax.annotate(
-      'n/a' if missing else short,
-      (x, 0 if missing else max(value, 0)),
-      xytext=(0, 1.5),
-      textcoords='offset points',
-      ha='center',
-      va='bottom',
-      rotation=90 if missing else 0,
-      fontsize=6.5,
-      color=GRAY if missing else INK,
-    )
-
-
-def _mark(ax, position: float, text: str):
-  """A labeled vertical line."""
-  ax.axvline(position, color=GRAY, linewidth=0.9, linestyle=':', zorder=1)
-  ax.annotate(
-    f'{text} = {position:g}',
-    (position, 1.0),
-    xycoords=('data', 'axes fraction'),
-    xytext=(3, -3),
-    textcoords='offset points',
-    ha='left',
-    va='top',
-    fontsize=8,
-    color=INK,
-  )
-
-
-def _percent_axis(ax, label: str, top: float):
-  """Fractions shown as percent, with light lines behind the data."""
-  from matplotlib import ticker
-
-  ax.set_ylim(0, top)
-  ax.set_yticks(np.linspace(0, 1, 6))
-  ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, symbol=' %'))
-  ax.set_ylabel(label)
-  ax.grid(axis='y', color='#E6E6E6', linewidth=0.7, zorder=0)
-  ax.set_axisbelow(True)
-
-
-def _unit_axis_on_the_right(ax, label: str):
-  """The same scale from 0 to 1, for what is not a rate."""
-  right = ax.secondary_yaxis('right')
-  right.set_yticks(np.linspace(0, 1, 6))
-  right.set_ylabel(label, fontsize=9, color=INK)
-  right.tick_params(labelsize=8, width=0.7, length=3, color=INK)
-  right.spines['right'].set(linewidth=0.7, color=INK)
-
-
-def _finish(ax, title: str | None, columns: int, handles=None):
-  """Spines, text sizes, legend above the axes, heading above the legend."""
-  for side in ('top', 'right'):
-    ax.spines[side].set_visible(False)
-  for side in ('left', 'bottom'):
-    ax.spines[side].set(linewidth=0.7, color=INK)
-  ax.tick_params(labelsize=8, width=0.7, length=3, color=INK)
-  for label in (ax.xaxis.label, ax.yaxis.label):
-    label.set(fontsize=9, color=INK)
-  handles = ax.get_legend_handles_labels()[0] if handles is None else handles
-  ax.legend(
-    handles=handles,
-    loc='lower left',
-    bbox_to_anchor=(0, 1.0),
-    ncols=columns,
-    frameon=False,
-    fontsize=7.5,
-    handlelength=2.0,
-    columnspacing=1.2,
-    borderaxespad=0.3,
-  )
-  if title:
-    rows = -(-len(handles) // columns)
-    ax.set_title(title, loc='left', fontsize=10, color=INK, pad=8 + 13 * rows)
+    spine.set(linewidth=0.5, color=ink.GRAY)

@@ -9,6 +9,8 @@ from bdjax.attacks.badnets import BadNetsHParams as BadNetsHParams
 from bdjax.attacks.badnets import badnets as badnets
 from bdjax.attacks.blended import BlendedHParams as BlendedHParams
 from bdjax.attacks.blended import blended as blended
+from bdjax.attacks.ftrojan import FTrojanHParams as FTrojanHParams
+from bdjax.attacks.ftrojan import ftrojan as ftrojan
 from bdjax.attacks.poisoning import PoisonHParams as PoisonHParams
 from bdjax.attacks.poisoning import from_hparams as from_hparams
 from bdjax.attacks.poisoning import from_trigger as from_trigger
@@ -75,6 +77,35 @@ REGISTRY: dict[str, registry.Entry] = {
       ),
       venue='arXiv',
       year=2017,
+    ),
+  ),
+  'ftrojan': registry.Entry(
+    ftrojan,
+    FTrojanHParams,
+    registry.MethodInfo(
+      kind='attack',
+      stage='pre_training',
+      category='data_poisoning',
+      subcategory='invisible_frequency',
+      access='data_only',
+      needs=('clean_labelled',),
+      outputs='trigger',
+      vmappable=('seeds', 'float_hparams', 'samples'),
+      tags=(
+        'invisible',
+        'non_semantic',
+        'manual',
+        'digital',
+        'random_selection',
+        'additive',
+        'agnostic',
+        'static',
+        'label_inconsistent',
+      ),
+      paper=('An Invisible Black-Box Backdoor Attack Through Frequency Domain'),
+      venue='ECCV',
+      year=2022,
+      reference_repo='SoftWiser-group/FTrojan',
     ),
   ),
 }

@@ -14,6 +14,12 @@ from bdjax.defenses.clp import ClpHParams as ClpHParams
 from bdjax.defenses.clp import clp as clp
 from bdjax.defenses.ep import EpHParams as EpHParams
 from bdjax.defenses.ep import ep as ep
+from bdjax.defenses.exact_purification import (
+  ExactPurificationHParams as ExactPurificationHParams,
+)
+from bdjax.defenses.exact_purification import (
+  exact_purification as exact_purification,
+)
 from bdjax.defenses.fp import FpHParams as FpHParams
 from bdjax.defenses.fp import fp as fp
 from bdjax.defenses.fst import FstHParams as FstHParams
@@ -212,5 +218,15 @@ REGISTRY: dict[str, registry.Entry] = {
     venue='NeurIPS',
     year=2024,
     reference_repo='AISafety-HKUST/Backdoor_Safety_Tuning',
+  ),
+  'exact_purification': _mitigation(
+    exact_purification,
+    ExactPurificationHParams,
+    'Uncovering, Explaining, and Mitigating the Superficial Safety of Backdoor '
+    'Defense',
+    venue='NeurIPS',
+    year=2024,
+    needs=('clean_labelled', 'trigger_known'),
+    reference_repo='',
   ),
 }

@@ -122,7 +122,7 @@ def _unlearn(
     return loss, (metrics, mixed.model)
 
   return training.tune_mixed(
-    lambda extra, images: net.apply(extra['generator'], images),
+    lambda extra, images, key, index: net.apply(extra['generator'], images),
     objective,
     optim.adam(optim.constant(hp.lr)),
     share=hp.share,

@@ -149,7 +149,7 @@ def _unlearn(
     return loss, (metrics, seen.model)
 
   phase = training.tune_mixed(
-    lambda extra, images: net.apply(extra['generator'], images),
+    lambda extra, images, key, index: net.apply(extra['generator'], images),
     objective,
     optim.sgd(optim.constant(hp.lr), momentum=hp.momentum, weight_decay=0.0),
     share=hp.share,

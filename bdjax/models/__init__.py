@@ -8,6 +8,8 @@ import functools
 import inspect
 
 from bdjax import checks, registry, types
+from bdjax.models.autoencoder import Autoencoder as Autoencoder
+from bdjax.models.autoencoder import autoencoder as autoencoder
 from bdjax.models.classifier import from_functions as from_functions
 from bdjax.models.classifier import from_linen as from_linen
 from bdjax.models.classifier import from_nnx as from_nnx

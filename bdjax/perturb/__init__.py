@@ -1,4 +1,4 @@
-"""Input perturbations: projections, a kind clip, descent, inverted triggers."""
+"""Input perturbations: projections, a kind clip, descent, search, inversion."""
 
 from bdjax.perturb.clip import clip_unit as clip_unit
 from bdjax.perturb.generated import attacker_loss as attacker_loss
@@ -20,5 +20,9 @@ from bdjax.perturb.projections import NORMS as NORMS
 from bdjax.perturb.projections import Norm as Norm
 from bdjax.perturb.projections import project as project
 from bdjax.perturb.projections import project_l1_exact as project_l1_exact
+from bdjax.perturb.square import SquareSearch as SquareSearch
+from bdjax.perturb.square import square_search as square_search
+from bdjax.perturb.square_windows import SQUARE_NORMS as SQUARE_NORMS
+from bdjax.perturb.square_windows import SquareNorm as SquareNorm
 from bdjax.perturb.universal import init_uniform as init_uniform
 from bdjax.perturb.universal import universal_descent as universal_descent

@@ -82,7 +82,7 @@ def normalized_mse(
 def replace_share(
   key: jax.Array,
   images: types.Images,
-  change: Callable[[jax.Array], jax.Array],
+  change: Callable[[jax.Array, jax.Array], jax.Array],
   share: float,
 ) -> types.Images:
   """Changes ⌊share·b⌋ + 1 images of a batch, drawn without replacement.
@@ -90,7 +90,8 @@ def replace_share(
   Args:
     key: typed key.
     images: [b, h, w, c].
-    change: images [k, h, w, c] -> images of the same shape.
+    change: (images [k, h, w, c], their rows in the batch, int [k]) -> images of
+      the same shape.
     share: in (0, 1], static.
 
   Returns:
@@ -104,4 +105,4 @@ def replace_share(
   b = len(images)
   count = min(int(share * b + 1e-9) + 1, b)  # 0.29·100 is not below 29
   rows = jax.random.permutation(key, b)[:count]
-  return images.at[rows].set(change(images[rows]))
+  return images.at[rows].set(change(images[rows], rows))

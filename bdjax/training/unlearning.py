@@ -1,6 +1,5 @@
 """Unlearning of a trigger: batches that carry it under true labels, rounds."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +44,7 @@ def alternate(
 
 
 def tune_mixed(
-  change: Callable[[Any, jax.Array], jax.Array],
+  change: Callable[..., jax.Array],
   objective: Callable[..., tuple[jax.Array, Any]],
   optimizer: optax.GradientTransformationExtraArgs,
   *,
@@ -55,8 +54,9 @@ def tune_mixed(
   """A phase that tunes all parameters on batches of which a share is changed.
 
   Args:
-    change: (extra, images) -> images of the same shape; what puts a trigger,
-      or what is taken for one, on ⌊share·b⌋ + 1 images of a batch.
+    change: (extra, images, key, index) -> images of the same shape; what puts a
+      trigger, or what is taken for one, on ⌊share·b⌋ + 1 images of a batch. The
+      key is the step's own, `index` names the images as the batch does.
     objective: (model, extra, batch) -> (loss, (metrics, ModelState)); the batch
       also holds 'mixed', its images after the change, and the returned state
       the running statistics to go on with.
@@ -79,11 +79,12 @@ def tune_mixed(
 
   def prepare(params, rest, batch, clock):
     del params
+    key = keys.stream(clock.key, 'change')
+    change_rows = lambda images, rows: change(
+      rest[1], images, key, batch['index'][rows]
+    )
     mixed = perturb.replace_share(
-      keys.stream(clock.key, 'mix'),
-      batch['image'],
-      functools.partial(change, rest[1]),
-      share,
+      keys.stream(clock.key, 'mix'), batch['image'], change_rows, share
     )
     return rest, {**batch, 'mixed': mixed}
 

@@ -129,6 +129,7 @@ FIELDS = {
   # Connectivity.
   'barrier_clean': 'max over t of err(t) − ((1 − t)·err(0) + t·err(1))',
   'tau_star': 'largest t at which asr ≥ 0.5',
+  'backdoor_error_auc': 'mean over t of 1 − asr',
   'bn_reestimated': 'whether running statistics were recomputed on the way',
   # Robustness.
   'asr_variants': 'asr under changed opacity, size or position, a mapping',
@@ -152,7 +153,7 @@ FIELDS = {
   'pack_size': 'lanes of that pack',
   # Quality.
   'finite': 'whether every number of the run was finite',
-  'oracle_used': 'whether a choice saw attack test data or the true ratio',
+  'oracle_used': 'whether it saw attack test data, the trigger or the ratio',
   'selected_on': 'attack used for selection, where it differs from `attack`',
   'flags': 'quality flags, a list',
   'status': 'done, failed, infeasible, unsupported, blocked or quarantined',
@@ -179,7 +180,8 @@ FRACTIONS = frozenset(
   'clean_model_c_acc tpr fpr detection_precision f1 f_w9 accuracy auroc auprc '
   'tpr_at_fpr_0.001 tpr_at_fpr_0.01 tpr_at_fpr_0.05 tpr_at_fpr_0.1 '
   'fpr_at_tpr_0.95 bec reactivated_asr control_clean_input_asr '
-  'control_clean_model_asr o_asr p_asr tau_star adv_acc'.split()
+  'control_clean_model_asr o_asr p_asr tau_star backdoor_error_auc '
+  'adv_acc'.split()
 )
 
 

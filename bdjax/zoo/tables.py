@@ -24,18 +24,32 @@ COLUMNS = (
   ('seconds', 'seconds', False),
 )
 
+# The same of what only some studies measure; shown where there is anything.
+MORE_COLUMNS = (
+  ('black_box_asr', 'black-box', True),
+  ('transfer_asr', 'transfer', True),
+  ('qra_asr', 'QRA', True),
+  ('p_asr', 'P-ASR', True),
+  ('retuned_clean_asr', 'control: retuned clean model', True),
+  ('tau_star', 'τ*', False),
+  ('backdoor_error_auc', 'error AUC', False),
+)
+
 _MODEL_STAGES = ('clean', 'attack', 'defend')
 _MEASURED = {
-  'existence': ('bec', 'bec_raw', 'bec_per_layer'),
-  'reactivate': (
-    'reactivated_asr',
-    'control_clean_input_asr',
-    'control_clean_model_asr',
-    'eps',
-    'norm',
-  ),
-  'connect': ('barrier_clean', 'tau_star'),
+  'existence': ('bec', 'bec_raw', 'bec_per_layer', 's_clean', 's_defended'),
+  'connect': ('barrier_clean', 'tau_star', 'backdoor_error_auc'),
 }
+_REACTIVATED = (
+  'reactivated_asr',
+  'control_clean_input_asr',
+  'control_clean_model_asr',
+  'eps',
+  'norm',
+)
+# Methods whose rate may stand for re-activation as such, the best known first.
+PERTURBING = ('white_box', 'black_box', 'transfer', 'qra')
+_RETUNING = 'retuning_attack'
 ALIVE = 0.5  # attack success rate from which a backdoor counts as working
 _GAP = 0.25  # lead over the controls from which it is the backdoor that works
 _COST = 0.1  # loss of clean accuracy from which a verdict speaks of it
@@ -52,10 +66,14 @@ def rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     followed by its defenses; each holds the model's own record, the fields of
     the latest measurement of each kind whose first parent it is, `model` (a
     name) and `seconds` (of its own stage). Several seeds stay several rows.
+    Re-activations are '<method>_asr', with '<method>_run' and its controls
+    under '<method>_clean_input' and '<method>_clean_model'; the first of
+    `PERTURBING` that there is also stands under the names of its record.
+    Variants of a measurement are left out.
     Names tell them apart, and data sets or architectures where there are
-    several. A defense in several settings gets the beginning of its
-    config_digest, the same on all models; what is still alike that of its
-    run_id.
+    several. A variant of a defense carries its name; one in several settings
+    without names the beginning of its config_digest, the same on all models;
+    what is still alike that of its run_id.
   """
   records = [r for r in records if r.get('status') in (None, 'done')]
   models = {
@@ -63,14 +81,50 @@ def rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
   }
   for record in records:
     parent = (record.get('parents') or [None])[0]
-    if record['stage'] in _MEASURED and parent in models:
-      fields = _MEASURED[record['stage']]
-      models[parent] |= {name: record.get(name) for name in fields}
-      models[parent][f'{record["stage"]}_run'] = record['run_id']
+    if parent in models and not record.get('variant'):
+      models[parent] |= _measurement(record)
   for row in models.values():
     row['seconds'] = _seconds(row)
+    row |= _headline(row)
   _name_all(models)
   return sorted(models.values(), key=lambda row: _order(row, models))
+
+
+def _measurement(record) -> dict[str, Any]:
+  """What a measurement adds to the row of the model it was made on."""
+  stage, run = record['stage'], record['run_id']
+  if stage in _MEASURED:
+    fields = {name: record.get(name) for name in _MEASURED[stage]}
+    return fields | {f'{stage}_run': run}
+  if stage != 'reactivate':
+    return {}
+  control = record.get('control_clean_model_asr')
+  if record['method'] == _RETUNING:
+    return {
+      'p_asr': record.get('p_asr'),
+      'retuned_c_acc': record.get('c_acc'),
+      'retuned_clean_asr': control,
+      'retuned_run': run,
+    }
+  name = record['method']
+  return {
+    f'{name}_asr': record.get('reactivated_asr'),
+    f'{name}_clean_input': record.get('control_clean_input_asr'),
+    f'{name}_clean_model': control,
+    f'{name}_run': run,
+    f'{name}_record': {field: record.get(field) for field in _REACTIVATED},
+  }
+
+
+def _headline(row) -> dict[str, Any]:
+  """The re-activation that stands for all of them."""
+  for name in PERTURBING:
+    if f'{name}_run' in row:
+      return row.pop(f'{name}_record') | {
+        'reactivate_run': row[f'{name}_run'],
+        'reactivated_by': name,
+      }
+  return {}
 
 
 def _name_all(models) -> None:
@@ -83,10 +137,13 @@ def _name_all(models) -> None:
   ]
   settings = collections.defaultdict(set)
   for row in models.values():
-    settings[_method(row)].add(row.get('config_digest'))
+    if not row.get('variant'):
+      settings[_method(row)].add(row.get('config_digest'))
   for row in models.values():
     row['model'] = _name(row, models, several)
-    if row['stage'] == 'defend' and len(settings[_method(row)]) > 1:
+    if row.get('variant'):
+      row['model'] += f' ({row["variant"]})'
+    elif row['stage'] == 'defend' and len(settings[_method(row)]) > 1:
       row['model'] += f' [{str(row["config_digest"])[:4]}]'
     if worlds:
       row['model'] += f' ({", ".join(str(row[field]) for field in worlds)})'
@@ -169,7 +226,7 @@ def verdict(row: Mapping[str, Any]) -> str | None:
     return text + _paid(row)
   bec = row.get('bec')
   rest = '' if bec is None else f' BEC {bec:.2f} of the backdoored model.'
-  return _of_removed(row) + rest + _paid(row)
+  return _of_removed(row) + _of_retuned(row) + rest + _paid(row)
 
 
 def _of_removed(row) -> str:
@@ -203,6 +260,19 @@ def _of_removed(row) -> str:
   )
 
 
+def _of_retuned(row) -> str:
+  """A sentence on the retuning attack, '' where it was not run."""
+  after, control = row.get('p_asr'), row.get('retuned_clean_asr')
+  if after is None or control is None:
+    return ''
+  if after - control >= _GAP:
+    return (
+      f' Superficial: retuning on a few poisoned images brings the ASR to '
+      f'{after:.0%}, and that of a clean model to {control:.0%}.'
+    )
+  return f' Retuning on a few poisoned images brings the ASR to {after:.0%}.'
+
+
 def _paid(row) -> str:
   """A sentence on the loss of clean accuracy, '' where it is small."""
   before, after = row.get('base_c_acc'), row.get('c_acc')
@@ -223,15 +293,29 @@ def shown(row: Mapping[str, Any], name: str, is_rate: bool) -> str:
   return f'{value:.1f}' if name == 'seconds' else f'{value:.2f}'
 
 
+def columns(table: Sequence[Mapping[str, Any]]) -> tuple:
+  """`COLUMNS`, and those of `MORE_COLUMNS` in which a row has something.
+
+  Seconds stay last.
+  """
+  more = tuple(
+    column
+    for column in MORE_COLUMNS
+    if any(row.get(column[0]) is not None for row in table)
+  )
+  return COLUMNS[:-1] + more + COLUMNS[-1:]
+
+
 def to_markdown(table: Sequence[Mapping[str, Any]]) -> str:
   """The table as Markdown, rates in percent."""
-  heads = [f'{head} [%]' if rate else head for _, head, rate in COLUMNS]
+  known = columns(table)
+  heads = [f'{head} [%]' if rate else head for _, head, rate in known]
   lines = [
     '| ' + ' | '.join(heads) + ' |',
-    '|---|' + '---:|' * (len(COLUMNS) - 1),
+    '|---|' + '---:|' * (len(known) - 1),
   ]
   for row in table:
-    cells = [shown(row, name, rate) for name, _, rate in COLUMNS]
+    cells = [shown(row, name, rate) for name, _, rate in known]
     lines.append('| ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines) + '\n'
 
@@ -239,7 +323,7 @@ def to_markdown(table: Sequence[Mapping[str, Any]]) -> str:
 def to_csv(table: Sequence[Mapping[str, Any]]) -> str:
   """The table as CSV with field names, rates as fractions, unrounded."""
   buffer = io.StringIO()
-  names = [name for name, _, _ in COLUMNS] + ['seed', 'run_id']
+  names = [name for name, _, _ in columns(table)] + ['seed', 'run_id']
   writer = csv.DictWriter(buffer, names, extrasaction='ignore')
   writer.writeheader()
   writer.writerows(table)

@@ -6,6 +6,8 @@ Command:  python -m launch.connect --config=configs/connectivity/linear.py
             --parents='defended/cifar10/preactresnet18/*'
 Expected: README
 Quick:    --config=configs/connectivity/linear.py:quick (toy world, seconds)
+Pairs:    --config.ends=defended:retuned (after the retuning attack) or
+          defended:clean; the first is t = 0, the second t = 1
 """
 
 from ml_collections import config_dict
@@ -29,6 +31,7 @@ def get_config(arg: str | None = None):
       'name': 'linear',
       'dataset': options.dataset,
       'seed': 0,
+      'ends': 'attacked:defended',
       'num_points': points,
       'bn_batches': batches,
       'bn_batch_size': size,

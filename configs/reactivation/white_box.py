@@ -10,9 +10,6 @@ Grid:     --config.grid=True runs all six cells of {triggered, clean} inputs ×
           {attacked, defended, clean} models
 """
 
-from ml_collections import config_dict
-
-from bdjax import reactivation
 from configs import common
 
 # Ours: a tenth of the steps at ten times the rate, converged on both.
@@ -26,16 +23,6 @@ _SMALL = {
 
 def get_config(arg: str | None = None):
   """Settings of `launch.reactivate`."""
-  options = common.parse_arg(arg, dataset='cifar10', quick=False)
-  return config_dict.ConfigDict(
-    {
-      'name': 'white_box',
-      'dataset': options.dataset,
-      'seed': 0,
-      'grid': False,
-      'method': common.fields(
-        reactivation.WhiteBoxHParams, **_SMALL.get(options.dataset, {})
-      ),
-      'exec': common.execution(),
-    }
-  )
+  config = common.reactivation(arg, 'white_box', _SMALL)
+  config.grid = False
+  return config

@@ -270,4 +270,10 @@ FACTS: dict[str, Facts] = {
       ),
     ),
   ),
+  'exact_purification': Facts(
+    short=dict(epochs=1, batch_size=BATCH),
+    sensitive=dict(lr=0.5),
+    # Plain fine-tuning keeps all of it at this rate.
+    effects=(Effect(dict(lr=0.1, **_TUNE), asr=(0.0, 0.05), c_acc=0.95),),
+  ),
 }

@@ -25,10 +25,10 @@ class DefensesEffectTest(parameterized.TestCase):
     entry = defenses.REGISTRY[name]
     hp = entry.hparams(**effect.hparams)
     carry, victims = toy.defend(name, hp), toy.victims()
-    defense = entry.make(toy.classifier(), hp)
     asr = []
     for k in range(toy.SEEDS):
       member = tree.take(carry, k)
+      defense = toy.make_defense(name, hp, victims[k])
       deployed = defense.deploy(toy.classifier(), member.extra)
       rates = toy.evaluate(member.model, victims[k], deployed)
       self.assertGreaterEqual(rates['c_acc'], effect.c_acc)

@@ -133,7 +133,7 @@ class PamTest(parameterized.TestCase):
       self.assertFalse(any(np.array_equal(a, b) for a, b in pairs))
 
   @parameterized.parameters(0.0, 0.7)
-  def test_19_displacement_has_length_rho_and_leaves_statistics(self, rho):
+  def test_row19_displacement_has_length_rho_and_leaves_statistics(self, rho):
     def apply(state, images, **options):
       logits, _ = NET.apply(state, images, **options)
       return logits, types.ModelState(params={}, batch_stats=state)
@@ -145,7 +145,7 @@ class PamTest(parameterized.TestCase):
     np.testing.assert_allclose(tree.norm(e), rho, rtol=1e-5)
     chex.assert_trees_all_equal(seen.batch_stats, model().batch_stats)
 
-  def test_19_gradient_is_taken_at_the_displaced_weights(self):
+  def test_row19_gradient_is_taken_at_the_displaced_weights(self):
     """No gradient passes e: it is that of the loss at fixed θ + e."""
     _, after, metrics = step(lr=0.3, rho=0.7)
     gap = tree.subtract(model(1).params, model().params)
@@ -202,12 +202,12 @@ class PamTest(parameterized.TestCase):
     self.assertGreater(float(tree.norm(kept[1].trace)), 0.0)
 
   @parameterized.parameters((0.3, 1.3), (0.0, 1.0), (0.5, 1.5))
-  def test_18_quadratic_ends_rho_behind_the_minimum(self, rho, want):
+  def test_row18_quadratic_ends_rho_behind_the_minimum(self, rho, want):
     """θ_bd = 0 and the minimum at 1: the gradient is θ − ρ − 1."""
     got = descend(0.0, 200, rho=rho, lr=0.1)
     self.assertAlmostEqual(got, want, delta=1e-3)
 
-  def test_18_first_step_from_the_backdoor_is_plain_sgd(self):
+  def test_row18_first_step_from_the_backdoor_is_plain_sgd(self):
     for rho in (0.0, 0.3, 5.0):
       self.assertAlmostEqual(descend(0.0, 1, rho=rho, lr=0.1), 0.1, places=6)
 
@@ -275,9 +275,11 @@ class PamGoldenTest(parameterized.TestCase):
   def run_steps(self, name):
     """States before, between and after two steps, and their metrics."""
     phase, program = golden_step()
+    labels = jnp.asarray(golden.arrays('pam')['labels'], jnp.int32)
     batch = {
       'image': golden.images('pam'),
-      'label': jnp.asarray(golden.arrays('pam')['labels'], jnp.int32),
+      'label': labels,
+      'index': jnp.arange(len(labels)),
     }
     state = start(
       phase,

@@ -44,10 +44,11 @@ def _options(module) -> list[str]:
 
 
 def _stages(config):
-  """The configs of single launchers in a config."""
+  """The configs of single launchers in a config, however deep."""
   if 'name' in config or 'train' in config:
     return [config]
-  return [s for s in config.values() if isinstance(s, config_dict.ConfigDict)]
+  parts = [s for s in config.values() if isinstance(s, config_dict.ConfigDict)]
+  return [stage for part in parts for stage in _stages(part)]
 
 
 class ConfigsTest(parameterized.TestCase):
@@ -127,6 +128,8 @@ class ConfigsTest(parameterized.TestCase):
       'quick': 'true',
       'numpy_legacy': 'true',
       'methods': 'ft',
+      'attacks': 'blended',
+      'of': 'mode',
     }
     before = _get_config(module).to_dict()
     for option in _options(module):

@@ -254,7 +254,7 @@ class AgainTest(absltest.TestCase):
     (child, _) = zoo.find(_context().workdir, 'defended')
     times = _times()
     with toy.compiled_once():
-      config = quickstart_config.get_config('quick').connect
+      config = quickstart_config.get_config('quick').paths.linear
       toy.quiet(connect.main, config, _context(), child.name)
     self.assertEqual(_times(), times)
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
+from ml_collections import config_dict
 
 from bdjax import zoo
 from configs.defenses import anp, suite
-from launch import cli, defend, report, world
+from launch import cli, defend, lineage, report, world
 from tests.launch import toy
 
 FAST = {'ft.method.epochs': 1, 'ft_sam.method.epochs': 1}
@@ -35,7 +36,9 @@ def refused(context):
 class SuiteTest(parameterized.TestCase):
   def test_all_methods_are_known_and_keep_their_own_settings(self):
     made = suite.get_config('dataset=digits16')
-    self.assertContainsSubset({'ft', 'ft_sam'}, set(made.methods))
+    self.assertContainsSubset(
+      {'ft', 'ft_sam', 'exact_purification'}, set(made.methods)
+    )
     self.assertEqual(made.ft_sam.method.rho, 8.0)
     self.assertEqual(made.ft_sam.sampler, 'class_balanced')
 
@@ -141,6 +144,36 @@ class OracleTest(parameterized.TestCase):
       self.assertFalse(given[0][parent]['oracle_used'])
     asrs = {one[parent]['asr'] for one in given for parent in found}
     self.assertGreater(len(asrs), 1)
+
+
+class TrueTriggerTest(parameterized.TestCase):
+  """Exact purification, which is handed the trigger of its victim."""
+
+  def test_each_victim_by_its_own_trigger(self):
+    context = store('trigger', 0, 1)
+    made, text = toy.quiet(
+      defend.main, config('exact_purification'), context, 'attacked'
+    )
+    self.assertLen({a.card.parents for a in made}, 2)
+    self.assertEqual(text.count('exact_purification · 1 model'), 2)
+    for row in zoo.records.read(context.records):
+      self.assertTrue(row['oracle_used'])
+      self.assertEqual(row['pack_size'], 1)
+      self.assertGreater(row['base_asr'], 0.5)
+      self.assertLess(row['asr'], 0.05)
+      self.assertGreater(row['r_acc'], 0.9)
+
+    # Whoever loads a defended model makes its defense anew.
+    asked = config_dict.create(dataset='synthetic')
+    families = lineage.families(asked, context, 'defended')
+    self.assertLen(families, 2)
+    for family in families:
+      (child,) = family.children
+      rates = world.rates(
+        family.here, child.model, family.victim, classifier=child.classifier
+      )
+      metrics = zoo.load_metrics(child.artefact)
+      self.assertEqual(rates['asr'], metrics['asr'])
 
 
 class PoisonedTrainTest(parameterized.TestCase):

@@ -16,7 +16,7 @@ def _trees():
 
 class DisplacementTest(parameterized.TestCase):
   @parameterized.parameters(0.01, 0.5, 10.0)
-  def test_19_length_over_all_leaves_is_rho(self, rho):
+  def test_row19_length_over_all_leaves_is_rho(self, rho):
     e = optim.displacement(*_trees(), rho)
     np.testing.assert_allclose(tree.norm(e), rho, rtol=1e-5)
 
@@ -54,7 +54,7 @@ class DisplacementTest(parameterized.TestCase):
     np.testing.assert_allclose(free, [0.6 * rho, 0.8 * rho], rtol=1e-5)
 
   @parameterized.product(is_capped=(False, True), at_anchor=(False, True))
-  def test_19_no_gradient_passes(self, is_capped, at_anchor):
+  def test_row19_no_gradient_passes(self, is_capped, at_anchor):
     params, anchor = _trees()
     start = anchor if at_anchor else params
 

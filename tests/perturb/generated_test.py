@@ -10,6 +10,11 @@ from bdjax import perturb
 RNG = np.random.default_rng(0)
 
 
+def whiten(images, rows):
+  del rows
+  return jnp.ones_like(images)
+
+
 def softmax(z):
   e = np.exp(z - z.max(-1, keepdims=True))
   return e / e.sum(-1, keepdims=True)
@@ -60,21 +65,21 @@ class GeneratedTest(parameterized.TestCase):
   )
   def test_the_right_number_is_replaced(self, b, share, count):
     images = jnp.asarray(RNG.uniform(size=(b, 2, 2, 3)), jnp.float32)
-    change = lambda x: x + 10
+    # What is put on an image is known by its row.
+    marks = 10 + jnp.arange(b, dtype=jnp.float32)[:, None, None, None]
+    change = lambda x, rows: x + marks[rows]
     got = np.asarray(
       perturb.replace_share(jax.random.key(0), images, change, share)
     )
     old = np.asarray(images)
     moved = np.any(got != old, (1, 2, 3))
     self.assertEqual(moved.sum(), count)
-    np.testing.assert_array_equal(got[moved], np.asarray(images + 10)[moved])
+    np.testing.assert_array_equal(got[moved], np.asarray(images + marks)[moved])
 
   def test_which_are_replaced_depends_on_the_key(self):
     images = jnp.zeros((64, 1, 1, 3))
     rows = [
-      np.asarray(
-        perturb.replace_share(jax.random.key(k), images, jnp.ones_like, 0.2)
-      )
+      np.asarray(perturb.replace_share(jax.random.key(k), images, whiten, 0.2))
       for k in (0, 0, 1)
     ]
     np.testing.assert_array_equal(rows[0], rows[1])
@@ -84,7 +89,7 @@ class GeneratedTest(parameterized.TestCase):
   def test_bad_share(self, share):
     with self.assertRaisesRegex(ValueError, rf'`share={share}` is not in'):
       perturb.replace_share(
-        jax.random.key(0), jnp.zeros((4, 1, 1, 3)), jnp.ones_like, share
+        jax.random.key(0), jnp.zeros((4, 1, 1, 3)), whiten, share
       )
 
   def test_squash_is_inside_the_unit_interval_and_rises(self):

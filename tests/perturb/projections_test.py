@@ -51,7 +51,7 @@ def _nearest_l1(delta, eps):
 
 class ProjectionsTest(parameterized.TestCase):
   @parameterized.parameters(*_FUNCTIONS)
-  def test_12_inside_the_ball_and_idempotent(self, name):
+  def test_row12_inside_the_ball_and_idempotent(self, name):
     @_settings
     @hypothesis.given(delta=_DELTAS, eps=_EPS)
     def check(delta, eps):
@@ -64,7 +64,7 @@ class ProjectionsTest(parameterized.TestCase):
     check()
 
   @parameterized.parameters(*_FUNCTIONS)
-  def test_12_unchanged_inside_the_ball(self, name):
+  def test_row12_unchanged_inside_the_ball(self, name):
     @_settings
     @hypothesis.given(delta=_DELTAS, eps=_EPS, slack=st.floats(1.0625, 4))
     def check(delta, eps, slack):
@@ -75,7 +75,7 @@ class ProjectionsTest(parameterized.TestCase):
     check()
 
   @parameterized.parameters('l2', 'l1')
-  def test_12_direction_is_kept(self, norm):
+  def test_row12_direction_is_kept(self, norm):
     @_settings
     @hypothesis.given(delta=_DELTAS, eps=_EPS)
     def check(delta, eps):

@@ -105,13 +105,13 @@ class OverCheckpointsTest(parameterized.TestCase):
     self.assertEqual(jax.device_count(), 4)
 
   @parameterized.parameters(*RUNS)
-  def test_e1_22_every_mode_equals_a_plain_loop(self, mode, chunk, m):
+  def test_row22_every_mode_equals_a_plain_loop(self, mode, chunk, m):
     exec = types.Exec(mode=mode, chunk=chunk)
     got = sweep.over_checkpoints(measure, make_stack(m), self.data, exec=exec)
     assert_same(got, self.expected(range(m)))
 
   @parameterized.parameters(*MODES)
-  def test_e1_22_order_of_the_stack_is_the_order_of_results(self, mode):
+  def test_row22_order_of_the_stack_is_the_order_of_results(self, mode):
     order = np.array([3, 0, 4, 1, 2])
     stack = tree.take(make_stack(5), order)
     exec = types.Exec(mode=mode, chunk=2)
@@ -119,7 +119,7 @@ class OverCheckpointsTest(parameterized.TestCase):
     assert_same(got, self.expected(order))
 
   @parameterized.parameters(*MODES)
-  def test_e1_23_a_further_checkpoint_changes_no_other(self, mode):
+  def test_row23_a_further_checkpoint_changes_no_other(self, mode):
     exec = types.Exec(mode=mode, chunk=2)
     few, more = (
       sweep.over_checkpoints(measure, make_stack(m), self.data, exec=exec)

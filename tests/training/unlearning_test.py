@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from bdjax import optim, training, types
+from bdjax import keys, optim, training, types
 from tests import small_nets
 
 NET, KEY, NUM = small_nets.conv_net(), jax.random.key(0), 6
@@ -26,7 +26,10 @@ def brightness(model, extra, batch):
 
 
 def phase(share=0.2, name='unlearn', scale='scale'):
-  change = lambda extra, images: extra[scale] + jnp.zeros_like(images)
+  def change(extra, images, key, index):
+    del key, index
+    return extra[scale] + jnp.zeros_like(images)
+
   return training.tune_mixed(
     change,
     brightness,
@@ -66,6 +69,30 @@ class UnlearningTest(parameterized.TestCase):
     after = made.finish(state)
     self.assertEqual(int(after.model.batch_stats), 1)
     self.assertEqual(float(after.extra['scale']), 2.0)
+
+  def test_a_change_knows_the_examples_and_the_step(self):
+    def change(extra, images, key, index):
+      del extra
+      noise = jax.vmap(jax.random.uniform)(keys.per_example(key, index))
+      return images + (index + noise)[:, None, None, None]
+
+    def objective(model, extra, batch):
+      loss, (_, new) = brightness(model, extra, batch)
+      return loss, ({'added': batch['mixed'][:, 0, 0, 0] - 1}, new)
+
+    made = training.tune_mixed(
+      change, objective, sgd(), share=1.0, name='unlearn', batch_size=NUM
+    )
+    named = {**batch(), 'index': 10 * jnp.arange(NUM)}
+    added = []
+    for clock in (CLOCK, CLOCK, CLOCK._replace(key=jax.random.key(1))):
+      _, metrics = made.step(made.init(KEY, carry()), named, clock)
+      added.append(np.asarray(metrics['added']))
+    whole = np.floor(added[0] + 1e-4)
+    np.testing.assert_array_equal(whole, 10 * np.arange(NUM))
+    self.assertLen(set(added[0] - whole), NUM)
+    np.testing.assert_array_equal(added[0], added[1])
+    self.assertFalse(np.allclose(added[0], added[2], atol=1e-2))
 
   def test_reads_augmented_clean_images_and_wraps_round(self):
     made = phase()

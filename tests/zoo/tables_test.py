@@ -47,9 +47,9 @@ def defended(**changes):
 
 
 def measured(stage, run_id, parents=('d0', 'a0', 'c0'), **fields):
-  return _record(
-    dict(run_id=run_id, stage=stage, method='m', parents=list(parents)) | fields
-  )
+  method = 'white_box' if stage == 'reactivate' else 'm'
+  base = dict(run_id=run_id, stage=stage, method=method, parents=list(parents))
+  return _record(base | fields)
 
 
 def _record(fields):
@@ -62,6 +62,61 @@ def names(entries):
 
 
 class RowsTest(parameterized.TestCase):
+  def test_the_best_known_re_activation_stands_for_all(self):
+    rate = lambda run_id, method, asr: measured(
+      'reactivate',
+      run_id,
+      method=method,
+      reactivated_asr=asr,
+      control_clean_input_asr=asr / 2,
+      control_clean_model_asr=asr / 4,
+    )
+    entries = [attacked(), defended(), rate('q0', 'qra', 0.9)]
+    row = tables.rows(entries)[1]
+    self.assertEqual((row['reactivated_asr'], row['qra_asr']), (0.9, 0.9))
+    self.assertEqual(row['reactivated_by'], 'qra')
+    entries += [rate('t0', 'transfer', 0.4), rate('w0', 'white_box', 0.6)]
+    row = tables.rows(entries)[1]
+    self.assertEqual(row['reactivated_by'], 'white_box')
+    self.assertEqual(row['reactivated_asr'], 0.6)
+    self.assertEqual(row['control_clean_input_asr'], 0.3)
+    self.assertEqual(
+      (row['qra_asr'], row['transfer_asr'], row['transfer_clean_model']),
+      (0.9, 0.4, 0.1),
+    )
+
+  def test_variants_of_a_measurement_are_left_out(self):
+    usual = measured('reactivate', 'r0', reactivated_asr=0.6)
+    other = measured('reactivate', 'r1', reactivated_asr=0.9, variant='eps=0.1')
+    row = tables.rows([attacked(), defended(), usual, other])[1]
+    self.assertEqual(row['reactivated_asr'], 0.6)
+
+  def test_variants_of_a_defense_carry_their_name(self):
+    more = defended(run_id='d1', config_digest='f' * 64, variant='rho=0.9')
+    found = tables.rows([attacked(), defended(), more])
+    self.assertEqual(
+      [row['model'] for row in found[1:]],
+      ['badnets + ft_sam', 'badnets + ft_sam (rho=0.9)'],
+    )
+
+  def test_columns_appear_where_a_row_has_something(self):
+    plain = tables.rows([attacked(), defended()])
+    self.assertEqual(tables.columns(plain), tables.COLUMNS)
+    retuned = measured(
+      'reactivate',
+      'r0',
+      method='retuning_attack',
+      p_asr=0.8,
+      control_clean_model_asr=0.1,
+    )
+    table = tables.rows([attacked(), defended(), retuned])
+    names = [name for name, _, _ in tables.columns(table)]
+    self.assertContainsSubset({'p_asr', 'retuned_clean_asr'}, names)
+    self.assertNotIn('qra_asr', names)
+    self.assertEqual(names[-1], 'seconds')
+    self.assertIn('| P-ASR [%] |', tables.to_markdown(table))
+    self.assertIn('p_asr', tables.to_csv(table))
+
   def test_a_row_joins_what_was_measured_on_its_model(self):
     found = tables.rows(
       [
@@ -318,6 +373,21 @@ class VerdictTest(parameterized.TestCase):
   @parameterized.parameters((clean(),), (attacked(),), (defended(asr=None),))
   def test_none_where_there_is_nothing_to_judge(self, entry):
     self.assertIsNone(tables.verdict(tables.rows([entry])[0]))
+
+  @parameterized.parameters(
+    (0.9, 0.1, r'Superficial: .* to 90%, and that of a clean model to 10%'),
+    (0.3, 0.1, r'gone has not been tested.* Retuning .* brings the ASR to 30%'),
+  )
+  def test_retuning_has_a_sentence_of_its_own(self, after, control, pattern):
+    retuned = measured(
+      'reactivate',
+      'r0',
+      method='retuning_attack',
+      p_asr=after,
+      control_clean_model_asr=control,
+    )
+    row = tables.rows([attacked(), defended(), retuned])[1]
+    self.assertRegex(tables.verdict(row), pattern)
 
 
 class PrintingTest(parameterized.TestCase):

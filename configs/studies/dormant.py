@@ -1,0 +1,98 @@
+"""Is the backdoor gone? Attacks × defenses under every instrument.
+
+Paper:    Zhu, Liang, Wu and Min et al., both NeurIPS 2024: existence against
+          ASR, re-activation by white box, queries and transfer with controls,
+          retuning, QRA, linear paths, the ablation of PAM's ρ
+Command:  python -m launch.study
+            --config=configs/studies/dormant.py:dataset=digits16,width=16
+Expected: README
+Quick:    --config=configs/studies/dormant.py:quick,methods=ft+ft_sam
+          (toy world, a minute)
+Options:  attacks=badnets+blended, methods=ft+nad (default all), eps=0.02,
+          num_train=…, epochs=…
+"""
+
+import importlib
+
+from ml_collections import config_dict
+
+from configs import common
+from configs.connectivity import linear
+from configs.defenses import pam, suite
+from configs.existence import bec
+from configs.reactivation import (
+  black_box,
+  qra,
+  retuning_attack,
+  transfer,
+  white_box,
+)
+from configs.training import clean
+
+_RHO = (0.3, 0.7, 0.9)  # beside the default, 0.5
+_SURROGATES = ('ft', 'ft_sam', 'nad', 'i_bau')
+# Ours: a budget of minutes for dozens of models.
+_QUERIES = {'digits16': 300, 'digits32': 300, 'synthetic': 200}
+
+
+def get_config(arg: str | None = None):
+  """Settings of `launch.study`."""
+  options = common.parse_arg(
+    arg,
+    **common.WORLD,
+    attacks='badnets+blended+ftrojan',
+    methods='all',
+    eps=0.05,
+  )
+  data = f'dataset={options.dataset}'
+  net = f'{data},arch={options.arch}'
+  for name in ('width', 'num_train', 'num_test', 'epochs'):
+    if getattr(options, name) is not None:
+      net += f',{name}={getattr(options, name)}'
+  attack = lambda name: importlib.import_module(f'configs.attacks.{name}')
+  names = options.attacks.split('+')
+  config = config_dict.ConfigDict(
+    {
+      'seed': 0,
+      'clean': clean.get_config(net),
+      'attacks': {name: attack(name).get_config(net) for name in names},
+      'defenses': {
+        'suite': suite.get_config(f'{data},methods={options.methods}')
+      },
+      'existence': bec.get_config(data),
+      'reactivations': _reactivations(data, options),
+      'paths': {'linear': linear.get_config(data)},
+    }
+  )
+  if 'pam' in config.defenses.suite.methods:
+    rho = pam.get_config(data)
+    rho.variants = {'field': 'rho', 'values': _RHO}
+    config.ablations = {'pam_rho': rho}
+  return config
+
+
+def _reactivations(data: str, options) -> dict:
+  """The attacks on defended models."""
+  found = {
+    'white_box': white_box.get_config(data),
+    'black_box': black_box.get_config(data),
+    'transfer': transfer.get_config(data),
+  }
+  if options.dataset in _QUERIES:
+    found['black_box'].method.num_queries = _QUERIES[options.dataset]
+  for config in found.values():
+    config.method.eps = options.eps
+  known = [n for n in _SURROGATES if _is_used(n, options.methods)]
+  found['transfer'].surrogates = tuple(known)
+  wanted = found['transfer'].method.num_surrogates
+  found['transfer'].method.num_surrogates = min(wanted, len(known) - 1)
+  if len(known) < 2:
+    del found['transfer']
+  return found | {
+    'retuning_attack': retuning_attack.get_config(data),
+    'qra': qra.get_config(data),
+  }
+
+
+def _is_used(name: str, methods: str) -> bool:
+  return methods == 'all' or name in methods.split('+')
