@@ -10,14 +10,14 @@ from bdjax import (
   defenses,
   models,
   perturb,
-  sweep,
   training,
   tree,
   types,
 )
-from tests.benchmarks import step_bench, timing
+from tests.benchmarks import lifted, step_bench, timing
 
 KEY = jax.random.key(0)
+BUDGETS = (512 * 2**20,)
 
 
 def steps(repeats: int, torch) -> dict:
@@ -122,14 +122,13 @@ def stack(repeats: int, torch, k: int = 8) -> dict:
 
   single = jax.jit(run)
   sides = {'single_runs': lambda: [single(model) for model in members]}
-  for mode in ('map', 'loop', 'vmap', 'shard'):
-    lifted = sweep.lift(run, types.Exec(mode=mode))
-    sides[f'ours_{mode}'] = functools.partial(lifted, stacked)
+  sides |= lifted.sides(run, stacked)
   return {
     'what': f'FT of K = {k} models, 4 steps, width 16, 32×32, batch 32',
     'unit': 's',
     'per': 1.0,
     'sides': timing.compare(sides, repeats),
+    'chunk_by_budget': lifted.chunk_by_budget(run, stacked, budgets=BUDGETS),
   }
 
 

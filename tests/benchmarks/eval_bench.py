@@ -3,18 +3,28 @@
 import jax
 import jax.numpy as jnp
 
-from bdjax import attacks, data, eval, models, sweep, tree, types
-from tests.benchmarks import step_bench, timing
+from bdjax import attacks, data, eval, models, tree
+from tests.benchmarks import lifted, step_bench, timing
 
 KEY = jax.random.key(0)
 
 
-def evaluation(repeats: int, torch, arch: str, k: int, num: int) -> dict:
+DATASETS = {'tiny': 'synthetic', 'preactresnet18': 'cifar10'}
+
+
+def evaluation(
+  repeats: int,
+  torch,
+  arch: str,
+  k: int,
+  num: int,
+  *,
+  dataset: str | None = None,
+  budgets: tuple[int, ...] = (),
+) -> dict:
   """Seconds of evaluating k checkpoints, per mode."""
-  name = 'cifar10' if arch == 'preactresnet18' else 'synthetic'
-  spec = data.spec(name)
-  options = {'width': 16}
-  classifier = models.make(arch, spec, **options)
+  spec = data.spec(dataset or DATASETS[arch])
+  classifier = models.make(arch, spec, width=16)
   attack = attacks.badnets(spec)
   images, labels = step_bench.pictures(num, spec.image_shape[0])
   labels = labels % spec.num_classes
@@ -33,19 +43,21 @@ def evaluation(repeats: int, torch, arch: str, k: int, num: int) -> dict:
     )
 
   images, labels = jnp.asarray(images), jnp.asarray(labels)
-  sides = {}
-  for mode in ('map', 'loop', 'vmap', 'shard'):
-    lifted = sweep.lift(count, types.Exec(mode=mode))
-    sides[f'ours_{mode}'] = lambda run=lifted: run(stack, images, labels)
+  sides = lifted.sides(count, stack, images, labels)
   if torch is not None:
     sides['torch'] = _torch(torch, arch, spec, k, images, labels)
-  return {
+  row = {
     'what': f'C-Acc + ASR + R-Acc of K = {k}, {arch} width 16, '
     f'{num} images of {spec.image_shape[0]}×{spec.image_shape[1]}',
     'unit': 's',
     'per': 1.0,
     'sides': timing.compare(sides, repeats),
   }
+  if budgets:
+    row['chunk_by_budget'] = lifted.chunk_by_budget(
+      count, stack, images, labels, budgets=budgets
+    )
+  return row
 
 
 def _torch(torch_reference, arch, spec, k, images, labels):

@@ -14,7 +14,13 @@ import jax
 from absl import app, flags
 
 from bdjax import zoo
-from tests.benchmarks import defense_bench, eval_bench, step_bench, timing
+from tests.benchmarks import (
+  defense_bench,
+  eval_bench,
+  instrument_bench,
+  step_bench,
+  timing,
+)
 
 SUITE = flags.DEFINE_enum('suite', 'cpu', ['cpu', 'gpu', 'all'], 'Which.')
 ONLY = flags.DEFINE_string('only', '', 'Regular expression on names.')
@@ -23,6 +29,11 @@ FOLDER = pathlib.Path(__file__).parent / 'results'
 
 _STEP = step_bench.step
 _EVAL = eval_bench.evaluation
+_BEC = instrument_bench.bec
+_WHITE = instrument_bench.white_box
+_BLACK = instrument_bench.black_box
+_PATHS = instrument_bench.paths
+_RESNET, _WIDE = 'preactresnet18', {'dataset': 'cifar10', 'width': 64}
 CPU = {
   'step_w16_16': lambda n, t: _STEP(n, t, 16, 16, 64),
   'step_w16_32': lambda n, t: _STEP(n, t, 16, 32, 128),
@@ -37,11 +48,52 @@ CPU = {
   'eval_k16': lambda n, t: _EVAL(n, t, 'preactresnet18', 16, 256),
   'eval_tiny_k1': lambda n, t: _EVAL(n, t, 'tiny', 1, 2048),
   'eval_tiny_k4': lambda n, t: _EVAL(n, t, 'tiny', 4, 2048),
+  'eval_tiny_k8': lambda n, t: _EVAL(n, t, 'tiny', 8, 2048),
   'eval_tiny_k16': lambda n, t: _EVAL(n, t, 'tiny', 16, 2048),
+  'eval_tiny_k32': lambda n, t: _EVAL(
+    n, t, 'tiny', 32, 2048, budgets=instrument_bench.BUDGETS['tiny']
+  ),
+  'eval_16_k8': lambda n, t: _EVAL(
+    n,
+    t,
+    _RESNET,
+    8,
+    256,
+    dataset='digits16',
+    budgets=instrument_bench.BUDGETS[_RESNET],
+  ),
+  'bec_tiny_k1': lambda n, t: _BEC(n, t, 'tiny', 1, 500),
+  'bec_tiny_k8': lambda n, t: _BEC(n, t, 'tiny', 8, 500),
+  'bec_tiny_k32': lambda n, t: _BEC(n, t, 'tiny', 32, 500),
+  'bec_16_k8': lambda n, t: _BEC(n, t, _RESNET, 8, 250),
+  'white_box_tiny_k1': lambda n, t: _WHITE(n, t, 'tiny', 1),
+  'white_box_tiny_k8': lambda n, t: _WHITE(n, t, 'tiny', 8),
+  'white_box_tiny_k32': lambda n, t: _WHITE(n, t, 'tiny', 32),
+  'white_box_16_k8': lambda n, t: _WHITE(n, t, _RESNET, 8, epochs=1, inner=2),
+  'black_box_tiny': lambda n, t: _BLACK(n, t, 'tiny', queries=500),
+  'black_box_16': lambda n, t: _BLACK(n, t, _RESNET),
+  'paths_tiny_k1': lambda n, t: _PATHS(n, t, 'tiny', 1, 3),
+  'paths_tiny_k8': lambda n, t: _PATHS(n, t, 'tiny', 8, 3),
+  # vmap takes ten times as long as the others, minutes for this row.
+  'paths_tiny_k32': lambda n, t: _PATHS(
+    n, t, 'tiny', 32, 3, modes=('map', 'loop', 'shard')
+  ),
 }
 GPU = {
   'step_w64_32': lambda n, t: _STEP(n, t, 64, 32, 512),
   'eval_k16': lambda n, t: _EVAL(n, t, 'preactresnet18', 16, 10000),
+  'eval_tiny_10000_k32': lambda n, t: _EVAL(n, t, 'tiny', 32, 10000),
+  'bec_w64_k8': lambda n, t: _BEC(n, t, _RESNET, 8, 500, **_WIDE),
+  'bec_w64_k32': lambda n, t: _BEC(n, t, _RESNET, 32, 500, **_WIDE),
+  'white_box_w64_k8': lambda n, t: _WHITE(
+    n, t, _RESNET, 8, pool=1000, batch=128, **_WIDE
+  ),
+  'black_box_w64': lambda n, t: _BLACK(
+    n, t, _RESNET, queries=500, pool=500, **_WIDE
+  ),
+  'paths_w64_k8': lambda n, t: _PATHS(
+    n, t, _RESNET, 8, 21, num=2000, bn_batches=20, bn_batch_size=250, **_WIDE
+  ),
 }
 
 

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 FOLDER = pathlib.Path(__file__).parent / 'results'
+MIB = 2**20
 
 
 def table(found: dict) -> str:
@@ -28,7 +29,25 @@ def table(found: dict) -> str:
   return '\n'.join(lines) + '\n'
 
 
+def memory_table(found: dict) -> str:
+  """One line per row and budget; empty where no row was bounded."""
+  lines = [
+    f'| {row["what"]} | {int(budget) / MIB:.0f} | {entry["chunk"]} | '
+    f'{entry["bytes"] / MIB:.1f} |'
+    for row in found['rows'].values()
+    for budget, entry in row.get('chunk_by_budget', {}).items()
+  ]
+  if not lines:
+    return ''
+  head = [
+    '| work | budget, MiB | models at a time | temporaries, MiB |',
+    '|---|---:|---:|---:|',
+  ]
+  return '\n'.join(head + lines) + '\n'
+
+
 if __name__ == '__main__':
   for path in sorted(FOLDER.glob('*.json')):
     content = json.loads(path.read_text())
     print(f'{path.stem}: {content["versions"]}\n\n{table(content)}')
+    print(memory_table(content))
