@@ -1,5 +1,6 @@
 """Families of artefacts: defended models, their victims, their clean model."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -53,6 +54,19 @@ def families(config, context: cli.Context, parents: str | None) -> list[Family]:
     One family per victim, in the order of the pattern.
   """
   found = defend.find_parents(config, context, parents, 'defend')
+  written = tuple((a.name, a.card.time_utc) for a in found)
+  return list(_loaded(context._replace(force=False), written))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(context: cli.Context, written: tuple) -> tuple[Family, ...]:
+  """Families of these artefacts; kept, since a study asks once per instrument.
+
+  Args:
+    context: where they are.
+    written: names, and when they were written: `--force` makes others.
+  """
+  found = [zoo.open(context.workdir, name) for name, _ in written]
   here = world.of_card(found[0].card, context)
   groups: dict[str, list[zoo.Artefact]] = {}
   for artefact in found:
@@ -62,7 +76,7 @@ def families(config, context: cli.Context, parents: str | None) -> list[Family]:
     victim = world.victim(zoo.open(context.workdir, run_id), here)
     children = [_child(artefact, here, victim) for artefact in group]
     made.append(Family(here, victim, children))
-  return made
+  return tuple(made)
 
 
 def _child(

@@ -53,7 +53,8 @@ def run(config, context: cli.Context) -> list[dict]:
   for one in config.defenses.values():
     defended += defend.main(one, context, _names(attacked))
   for one in config.get('ablations', {}).values():
-    defended += defend.main(one, context, attacked[0].name)
+    chosen = [a for a in attacked if a.card.method == one.attack]
+    defended += defend.main(one, context, _names(chosen))
   parents = _names(defended)
   made += attacked + defended
   made += existence.main(config.existence, context, parents)

@@ -1,5 +1,6 @@
 """From configs and cards to data, classifiers and attacks, and back to disk."""
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -68,13 +69,20 @@ def make(
     name, data_dir=context.data_dir, num_train=num_train, num_test=num_test
   )
   options = {k: v for k, v in arch_options.items() if v is not None}
+  given = tuple(sorted(options.items()))
   facts = {
     'num_train': len(dataset.train.labels),
     'num_test': len(dataset.test.labels),
     'subset': {'num_train': num_train, 'num_test': num_test},
   }
-  classifier = models.make(arch, dataset.spec, **options)
+  classifier = _classifier(arch, dataset.spec, given)
   return World(dataset, _identity(dataset), facts, classifier, arch, options)
+
+
+@functools.lru_cache(maxsize=4)
+def _classifier(arch, spec, options) -> types.Classifier:
+  """One and the same for all stages, so that its programs are compiled once."""
+  return models.make(arch, spec, **dict(options))
 
 
 def of_config(config, context: cli.Context) -> World:
@@ -141,7 +149,25 @@ def make_attack(name: str, values: Mapping, world: World, assets=None):
 
 
 def victim(artefact: zoo.Artefact, world: World) -> Victim:
-  """Rebuilds an attacked model with its attack."""
+  """Rebuilds an attacked model with its attack.
+
+  The last ones are kept: programs that hold a trigger are compiled once for
+  all stages that ask for the same victim in the same world.
+  """
+  card = artefact.card
+  known = (str(artefact.path), card.time_utc, world.dataset_id)
+  if known not in _VICTIMS:
+    while len(_VICTIMS) >= _KEPT:
+      del _VICTIMS[next(iter(_VICTIMS))]
+    _VICTIMS[known] = _rebuilt(artefact, world)
+  return _VICTIMS[known]
+
+
+_VICTIMS: dict[tuple, Victim] = {}
+_KEPT = 8
+
+
+def _rebuilt(artefact: zoo.Artefact, world: World) -> Victim:
   card = artefact.card
   attack, _ = make_attack(card.method, card.hparams['method'], world)
   train = world.dataset.train
