@@ -108,9 +108,11 @@ def _queries(root, rows):
 
 
 def _retuning(root, rows):
-  """O-ASR and P-ASR of each defense, beside the clean model's P-ASR."""
+  """O-ASR and P-ASR of what looks safe, beside the clean model's P-ASR."""
   del root
-  groups = _by_attack([r for r in rows if r.get('p_asr') is not None])
+  groups = _by_attack(
+    [r for r in findings.removed(rows) if r.get('p_asr') is not None]
+  )
   if not groups:
     return None
   widest = max(len(group) for group in groups.values())

@@ -232,8 +232,8 @@ class ReactivationContractTest(parameterized.TestCase):
     def run(carry, feed):
       return training.run_phases(method.phases, carry, {'pool': feed}, KEY)
 
-    modes = [('loop', None), ('map', 1), ('map', 2), ('vmap', None)]
-    modes.append(('shard', None))  # over the four devices of the tests
+    # A shard over the four devices of the tests; for loops see the sweep's.
+    modes = [('map', 1), ('map', 2), ('vmap', None), ('shard', None)]
     with jax.default_matmul_precision('highest'):
       results = [
         sweep.lift(run, types.Exec(mode=mode, chunk=chunk))(stack, feed)
