@@ -74,11 +74,12 @@ def _in_short(rows) -> str:
     if known:
       lines.append(
         f'- {words} wakes {len(woken)} of {len(known)} of them: at least '
-        f'{LEAD:.0%} more than both controls reach.'
+        f'{LEAD:.0%} more than both controls and the plain trigger reach.'
       )
   known = [r for r in safe if r.get('p_asr') is not None]
   if known:
-    back = [r for r in known if r['p_asr'] - r['retuned_clean_asr'] >= LEAD]
+    floor = lambda r: max(r['retuned_clean_asr'], r['asr'])
+    back = [r for r in known if r['p_asr'] - floor(r) >= LEAD]
     lines.append(
       f'- Retuning on a few poisoned images brings {len(back)} of '
       f'{len(known)} of them back.'
@@ -93,10 +94,9 @@ def _in_short(rows) -> str:
 
 
 def _lead(row, name) -> float:
-  """Rate of an attack above the better of its two controls."""
-  controls = row[f'{name}_clean_input'], row[f'{name}_clean_model']
-  known = [c for c in controls if c is not None]
-  return row[f'{name}_asr'] - max(known, default=0.0)
+  """Rate of an attack above both its controls and the plain trigger's."""
+  others = [row[f'{name}_clean_input'], row[f'{name}_clean_model'], row['asr']]
+  return row[f'{name}_asr'] - max(o for o in others if o is not None)
 
 
 def _pairs(rows, *names) -> np.ndarray:
