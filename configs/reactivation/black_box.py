@@ -4,7 +4,7 @@ Paper:    Zhu, Liang, Wu, NeurIPS 2024: L∞ 0.05, one pool of 500, 10,000
           queries, ended at 99 % of the pool
 Command:  python -m launch.reactivate --config=configs/reactivation/black_box.py
             --parents='defended/cifar10/preactresnet18/*'
-Expected: not yet measured
+Expected: README
 Quick:    --config=configs/reactivation/black_box.py:quick
           (toy world, seconds)
 """

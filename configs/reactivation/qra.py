@@ -5,7 +5,7 @@ Paper:    Min et al., NeurIPS 2024: L∞ 16/255, α = 0.2, 500 clean and 500
           configs/reactivation/retuning_attack.py
 Command:  python -m launch.reactivate --config=configs/reactivation/qra.py
             --parents='defended/cifar10/preactresnet18/*'
-Expected: not yet measured
+Expected: README
 Quick:    --config=configs/reactivation/qra.py:quick
           (toy world, seconds)
 """

@@ -5,7 +5,7 @@ Paper:    Min et al., NeurIPS 2024: 2 % of the training set, 5 epochs at a
 Command:  python -m launch.reactivate
             --config=configs/reactivation/retuning_attack.py
             --parents='defended/cifar10/preactresnet18/*'
-Expected: not yet measured
+Expected: README
 Quick:    --config=configs/reactivation/retuning_attack.py:quick
           (toy world, seconds)
 """
