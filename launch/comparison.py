@@ -68,7 +68,7 @@ def compare(attack, child, result) -> Compared:
 
 def _survival(attack, classifier, model, found, noise, is_clean=False):
   """Success of one of the three under noise of each amplitude."""
-  victim, test = attack.family.victim, attack.family.here.dataset.test
+  victim = attack.family.victim
   stamp = victim.stamp
   if found is not None:
     stamp = controls.perturbed_stamp(
@@ -80,19 +80,12 @@ def _survival(attack, classifier, model, found, noise, is_clean=False):
 
   @jax.jit
   def count(amplitude, model, images, labels):
-    return eval.count(
-      classifier,
-      model,
-      images,
-      labels,
-      stamp=controls.noisy_stamp(stamp, amplitude),
-      relabel=victim.attack.relabel,
-      key=world.stamp_key(),
-    )
+    noisy = controls.noisy_stamp(stamp, amplitude)
+    return victim.measure(classifier, model, images, labels, stamp=noisy)
 
-  arrays = jnp.asarray(test.images), jnp.asarray(test.labels)
+  test = attack.family.here.test
   return [
-    eval.rates(jax.device_get(count(jnp.float32(a), model, *arrays)))['asr']
+    eval.rates(jax.device_get(count(jnp.float32(a), model, *test)))['asr']
     for a in noise
   ]
 

@@ -10,10 +10,9 @@ python -m launch.connect \
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from bdjax import checks, connectivity, eval, keys, sweep, tree, zoo
-from launch import cli, lineage, measure, retuning, show, world
+from launch import cli, lineage, measure, retuning, show, starts, world
 
 ENDS = ('attacked', 'defended', 'retuned', 'clean')
 USUAL = 'attacked:defended'
@@ -35,7 +34,7 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
   ends = _ends(config)
   made = []
   for family in lineage.families(
-    config, context, parents or flags.FLAGS.parents
+    config, context, parents or starts.PARENTS.value
   ):
     plain = [child for child in family.children if _is_plain(child, family)]
     family = family._replace(children=plain)
@@ -71,9 +70,7 @@ class _Places:
 
   def __init__(self, context, family, ends):
     self.family, self.ends = family, ends
-    self.retuned: dict[str, zoo.Artefact] = {}
-    if 'retuned' in ends:
-      self.retuned = retuning.latest(context)
+    self.twins = retuning.Twins(context)
     self.clean = None
     if 'clean' in ends:
       self.clean = lineage.clean_model(context, family.here, 'launch.connect')
@@ -82,7 +79,7 @@ class _Places:
     """Artefacts beside the child and its victim."""
     found = [] if self.clean is None else [self.clean[0]]
     if 'retuned' in self.ends:
-      found.append(self._twin(child))
+      found.append(self.twins.of(child))
     return tuple(found)
 
   def of(self, child) -> tuple:
@@ -91,20 +88,12 @@ class _Places:
       'attacked': lambda: self.family.victim.model,
       'defended': lambda: child.model,
       'clean': lambda: self.clean[1] if self.clean else None,
-      'retuned': lambda: world.load_model(self._twin(child), self.family.here),
+      'retuned': lambda: world.load_model(
+        self.twins.of(child), self.family.here
+      ),
     }
     start, end = self.ends
     return models[start](), models[end]()
-
-  def _twin(self, child) -> zoo.Artefact:
-    card = child.artefact.card
-    if card.run_id not in self.retuned:
-      raise ValueError(
-        f'{card.name} has not been retuned. First run: python -m '
-        'launch.reactivate --config=configs/reactivation/retuning_attack.py'
-        f':dataset={card.dataset} --parents={card.name}'
-      )
-    return self.retuned[card.run_id]
 
 
 def _is_plain(child, family) -> bool:
@@ -121,19 +110,6 @@ def _is_plain(child, family) -> bool:
 def _paths(config, places, children) -> list:
   """One finding per child, their paths walked as a stack."""
   here, victim = places.family.here, places.family.victim
-  test = here.dataset.test
-
-  def evaluate(classifier, state, images, labels):
-    return eval.count(
-      classifier,
-      state,
-      images,
-      labels,
-      stamp=victim.stamp,
-      relabel=victim.attack.relabel,
-      key=world.stamp_key(),
-      with_loss=True,
-    )
 
   def one(ends, batches, *data):
     start, end = ends
@@ -141,7 +117,9 @@ def _paths(config, places, children) -> list:
       here.classifier,
       start,
       end,
-      lambda classifier, state: evaluate(classifier, state, *data),
+      lambda classifier, state: victim.measure(
+        classifier, state, *data, with_loss=True
+      ),
       batches=batches,
       t=connectivity.positions(config.num_points),
     )
@@ -150,8 +128,7 @@ def _paths(config, places, children) -> list:
     one,
     tree.stack([places.of(child) for child in children]),
     _calibration(config, here),
-    jnp.asarray(test.images),
-    jnp.asarray(test.labels),
+    *here.test,
     exec=cli.execution(config),
   )
   paths = tree.unstack(jax.device_get(found))

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
 
 from bdjax import (
   checks,
@@ -31,11 +30,8 @@ from bdjax import (
   types,
   zoo,
 )
-from launch import cli, show, world
+from launch import cli, results, show, starts, world
 
-PARENTS = flags.DEFINE_string(
-  'parents', None, 'Attacked models: a pattern, or several joined by commas.'
-)
 ORACLE = frozenset({'test_clean', 'test_triggered'})
 OF_ONE_VICTIM = ORACLE | {'train'}  # what a stack cannot share
 
@@ -56,7 +52,7 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
   Raises:
     ValueError: if none could be made, with the reasons.
   """
-  parents = parents or PARENTS.value
+  parents = parents or starts.PARENTS.value
   configs = [config]
   if 'methods' in config:
     configs = [config[name] for name in config.methods]
@@ -72,7 +68,7 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
 
 def _one_method(config, context, parents, reasons, variant) -> list:
   """One method on all parents; appends why a model could not be defended."""
-  found = find_parents(config, context, parents, 'attack')
+  found = starts.find(config, context, parents, 'attack')
   entry = registry.get(defenses.REGISTRY, config.name, 'defense')
   hp = registry.make_hparams(entry.hparams, config.method)
   settings = {
@@ -83,7 +79,7 @@ def _one_method(config, context, parents, reasons, variant) -> list:
   runs = [
     _Run(_run_id(config, settings, parent.card), parent) for parent in found
   ]
-  known = {run.run_id: world.finished(context, run.run_id) for run in runs}
+  known = {run.run_id: results.finished(context, run.run_id) for run in runs}
   for artefact in known.values():
     if artefact is not None:
       show.done(f'defended model {artefact.name}: finished before')
@@ -99,44 +95,6 @@ class _Run(NamedTuple):
 
   run_id: str
   parent: zoo.Artefact
-
-
-def knows_trigger(entry: registry.Entry) -> bool:
-  """Whether a method is made with its victim's own trigger."""
-  return 'trigger_known' in entry.info.needs
-
-
-def make_defense(
-  entry: registry.Entry, here: world.World, hp, victim: world.Victim
-) -> types.Defense:
-  """A method on a world's network, with the victim's trigger if it needs it."""
-  if knows_trigger(entry):
-    return entry.make(here.classifier, hp, stamp=victim.stamp)
-  return entry.make(here.classifier, hp)
-
-
-def find_parents(config, context, pattern: str | None, stage: str) -> list:
-  """Artefacts that match a pattern, alike and of the config's data set.
-
-  Raises:
-    ValueError: without a pattern, or if models or data sets do not go
-      together.
-  """
-  if not pattern:
-    raise ValueError(
-      f'--parents is empty; name the models to start from, such as '
-      f"--parents='{zoo.cards.KIND_OF_STAGE[stage]}/*'."
-    )
-  found = zoo.find(context.workdir, pattern, stage=stage)
-  zoo.check_alike([artefact.card for artefact in found])
-  dataset = found[0].card.dataset
-  if config.dataset != dataset:
-    raise ValueError(
-      f"The config holds the values of dataset='{config.dataset}', but the "
-      f"parents were trained on '{dataset}'; add ':dataset={dataset}' to "
-      '--config.'
-    )
-  return found
 
 
 def _run_id(config, settings, card: zoo.Card) -> str:
@@ -183,7 +141,7 @@ class _Method:
 
   def stacks(self, here, runs: list[_Run]) -> list[list[_Run]]:
     """All models at once, or one by one where each brings what is its own."""
-    alone = knows_trigger(self.entry) or OF_ONE_VICTIM & _reads(
+    alone = starts.knows_trigger(self.entry) or OF_ONE_VICTIM & _reads(
       self.entry.make(here.classifier, self.hp)
     )
     if alone:
@@ -208,9 +166,9 @@ class _Method:
       parent = run.parent.card
       zoo.records.append(
         self.context.records,
-        world.record(
+        results.record(
           self.card(here, run, {}, {}),
-          **world.attack_facts(parent),
+          **results.attack_facts(parent),
           defense=self.config.name,
           defense_stage='post_training',
           status=status,
@@ -227,7 +185,7 @@ class _Method:
   def defend(self, here, reserved, runs) -> dict[str, zoo.Artefact]:
     """Runs the method over one stack and stores its members."""
     victims = [world.victim(run.parent, here) for run in runs]
-    defense = make_defense(self.entry, here, self.hp, victims[0])
+    defense = starts.make_defense(self.entry, here, self.hp, victims[0])
     run_ids = [run.run_id for run in runs]
     models = [victim.model for victim in victims]
     stacked = len(models) > 1
@@ -263,7 +221,7 @@ class _Method:
         'variant': self.variant,
         'exec_mode': self.config.exec.mode,
         'pack_size': len(victims),
-        'oracle_used': knows_trigger(self.entry)
+        'oracle_used': starts.knows_trigger(self.entry)
         or bool(ORACLE & _reads(defense)),
         **_cost(defense, curves, timer, len(victims)),
       },
@@ -282,7 +240,7 @@ class _Method:
   def card(self, here, run: _Run, rates, reserve) -> zoo.Card:
     """The card of one defended model."""
     parent = run.parent.card
-    return world.card(
+    return results.card(
       here,
       self.config,
       run_id=run.run_id,
@@ -364,23 +322,19 @@ class _Lane(NamedTuple):
     state = {'model': carry.model}
     if jax.tree.leaves(carry.extra):
       state['extra'] = carry.extra
-    artefact = world.finish(
+    artefact = results.finish(
       self.method.context,
       card,
       state=state,
-      arrays={
-        f'curves/{phase}/{name}': values
-        for phase, of_phase in curves.items()
-        for name, values in of_phase.items()
-      },
+      arrays=results.flat_curves(curves),
       config=config.to_dict(),
       metrics=rates | ratings,
-      record=world.record(
+      record=results.record(
         card,
         **rates,
         **ratings,
         **self.shared,
-        **world.attack_facts(parent),
+        **results.attack_facts(parent),
         defense=config.name,
         defense_stage='post_training',
       ),

@@ -7,10 +7,9 @@ python -m launch.existence --config=configs/existence/bec.py:dataset=digits16 \
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from bdjax import existence, keys, sweep, tree
-from launch import cli, lineage, measure, world
+from launch import cli, lineage, measure, starts, world
 
 
 def main(config, context: cli.Context, parents: str | None = None) -> list:
@@ -24,7 +23,7 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
   Returns:
     The artefacts.
   """
-  parents = parents or flags.FLAGS.parents
+  parents = parents or starts.PARENTS.value
   made = []
   for one, variant in cli.variants(config):
     made += _one_setting(one, context, parents, variant)

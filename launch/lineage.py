@@ -7,7 +7,7 @@ import jax
 from absl import flags
 
 from bdjax import defenses, registry, types, zoo
-from launch import cli, defend, world
+from launch import cli, starts, world
 
 CLEAN = flags.DEFINE_string(
   'clean', None, 'Clean model to compare with; default: the one in --workdir.'
@@ -53,7 +53,7 @@ def families(config, context: cli.Context, parents: str | None) -> list[Family]:
   Returns:
     One family per victim, in the order of the pattern.
   """
-  found = defend.find_parents(config, context, parents, 'defend')
+  found = starts.find(config, context, parents, 'defend')
   written = tuple((a.name, a.card.time_utc) for a in found)
   return list(_loaded(context._replace(force=False), written))
 
@@ -87,7 +87,7 @@ def _child(
   model = world.load_model(artefact, here)
   entry = registry.get(defenses.REGISTRY, card.method, 'defense')
   hp = registry.make_hparams(entry.hparams, card.hparams['method'])
-  defense = defend.make_defense(entry, here, hp, victim)
+  defense = starts.make_defense(entry, here, hp, victim)
   extra = {}
   if 'extra' in card.state:
     extra = zoo.load_state(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bdjax import zoo
-from launch import cli, lineage, show, world
+from launch import cli, lineage, results, show
 
 
 class Finding(NamedTuple):
@@ -57,7 +57,7 @@ def run(
     _Run(stage, config, settings, family, c, (victim, *others(c)), variant)
     for c in family.children
   ]
-  known = [world.finished(context, run.run_id) for run in runs]
+  known = [results.finished(context, run.run_id) for run in runs]
   todo = [i for i, artefact in enumerate(known) if artefact is None]
   for child, artefact in zip(family.children, known, strict=True):
     if artefact is not None:
@@ -95,7 +95,7 @@ class _Run:
   def store(self, context, finding: Finding, seconds: float) -> zoo.Artefact:
     """Writes the artefact and its record."""
     parent = self.defended
-    card = world.card(
+    card = results.card(
       self.here,
       self.config,
       run_id=self.run_id,
@@ -113,14 +113,14 @@ class _Run:
       'variant': self.variant,
     }
     measured |= {k: parent.metrics[k] for k in ('c_acc', 'asr', 'r_acc')}
-    return world.finish(
+    return results.finish(
       context,
       card,
       state=finding.state,
       arrays=finding.arrays,
       config=self.config.to_dict(),
       metrics=finding.metrics,
-      record=world.record(
-        card, **(measured | world.attack_facts(parent) | finding.record)
+      record=results.record(
+        card, **(measured | results.attack_facts(parent) | finding.record)
       ),
     )

@@ -9,10 +9,8 @@ The same line runs every method of the registry; `qra` starts from what
 once per value of the field it names.
 """
 
-from absl import flags
-
 from bdjax import reactivation, registry
-from launch import cli, lineage, measure, perturbing, retuning
+from launch import cli, lineage, measure, perturbing, retuning, starts
 
 
 def main(config, context: cli.Context, parents: str | None = None) -> list:
@@ -26,7 +24,7 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
   Returns:
     The artefacts.
   """
-  parents = parents or flags.FLAGS.parents
+  parents = parents or starts.PARENTS.value
   made = []
   for one, variant in cli.variants(config):
     made += _one_setting(one, context, parents, variant)

@@ -3,10 +3,8 @@
 import functools
 from collections.abc import Sequence
 
-import jax.numpy as jnp
-
 from bdjax import eval, keys, reactivation, sweep, training, tree, types, zoo
-from launch import cli, lineage, measure, show, world
+from launch import cli, lineage, measure, results, show
 
 METHOD = 'retuning_attack'
 
@@ -65,22 +63,10 @@ class Attack:
 
   def counts(self, classifier, stack) -> list[dict]:
     """What the plain trigger achieves on a stack of retuned models."""
-    victim, test = self.family.victim, self.family.here.dataset.test
-
-    def one(model, images, labels):
-      return eval.count(
-        classifier,
-        model,
-        images,
-        labels,
-        stamp=victim.stamp,
-        relabel=victim.attack.relabel,
-        key=world.stamp_key(),
-      )
-
-    arrays = jnp.asarray(test.images), jnp.asarray(test.labels)
+    one = functools.partial(self.family.victim.measure, classifier)
+    test = self.family.here.test
     return tree.unstack(
-      sweep.over_checkpoints(one, stack, *arrays, exec=self.exec)
+      sweep.over_checkpoints(one, stack, *test, exec=self.exec)
     )
 
   def pool(self) -> training.Feed:
@@ -116,23 +102,42 @@ class Attack:
       f'{before["c_acc"]:.4f} → {rates["c_acc"]:.4f}; control: clean model '
       f'{control:.4f}'
     )
-    arrays = {
-      f'curves/{phase}/{name}': values
-      for phase, of_phase in curves.items()
-      for name, values in of_phase.items()
-    }
+    arrays = results.flat_curves(curves)
     metrics = {'p_asr': rates['asr'], 'c_acc': rates['c_acc']}
     metrics['control_clean_model_asr'] = control
     return measure.Finding(record, line, metrics, arrays, {'model': model})
 
 
-def latest(context: cli.Context) -> dict[str, zoo.Artefact]:
-  """The newest retuned twin of each defended model, by its run_id."""
-  try:
-    found = zoo.find(
-      context.workdir, 'reactivated', stage='reactivate', method=METHOD
-    )
-  except FileNotFoundError:
-    return {}
-  found = sorted(found, key=lambda artefact: artefact.card.time_utc)
-  return {artefact.card.parents[0]: artefact for artefact in found}
+class Twins:
+  """The newest retuned twin of each defended model; read at the first ask."""
+
+  def __init__(self, context: cli.Context):
+    self.context = context
+
+  @functools.cached_property
+  def known(self) -> dict[str, zoo.Artefact]:
+    """By the run_id of the defended model."""
+    try:
+      found = zoo.find(
+        self.context.workdir, 'reactivated', stage='reactivate', method=METHOD
+      )
+    except FileNotFoundError:
+      return {}
+    found = sorted(found, key=lambda artefact: artefact.card.time_utc)
+    return {artefact.card.parents[0]: artefact for artefact in found}
+
+  def of(self, child: lineage.Child) -> zoo.Artefact:
+    """The twin of a child.
+
+    Raises:
+      ValueError: if there is none, with the command that makes one.
+    """
+    card = child.artefact.card
+    if card.run_id not in self.known:
+      raise ValueError(
+        f'{card.name} has not been retuned. First run: python -m '
+        'launch.reactivate --config=configs/reactivation/retuning_attack.py:'
+        f'dataset={card.dataset} --parents={card.name} '
+        f'--workdir={self.context.workdir}'
+      )
+    return self.known[card.run_id]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax import keys, training, types, zoo
-from launch import cli, show, world
+from launch import cli, results, show, world
 
 
 class Job(NamedTuple):
@@ -52,7 +52,7 @@ def run(config: Any, context: cli.Context, here: world.World, job: Job):
     arch=here.arch,
     arch_options=here.arch_options,
   )
-  done = world.finished(context, run_id)
+  done = results.finished(context, run_id)
   if done is not None:
     show.done(f'{job.method} model {done.name}: finished before')
     return done
@@ -63,7 +63,7 @@ def run(config: Any, context: cli.Context, here: world.World, job: Job):
     victim = world.Victim(None, job.attack, carry.extra, carry.model)
     facts = _attack_facts(job, carry.extra)
   rates = world.rates(here, carry.model, victim)
-  card = world.card(
+  card = results.card(
     here,
     config,
     run_id=run_id,
@@ -76,14 +76,14 @@ def run(config: Any, context: cli.Context, here: world.World, job: Job):
   curves = curves[job.phase.name]
   steps = len(curves['loss'])
   state = {'model': carry.model}
-  artefact = world.finish(
+  artefact = results.finish(
     context,
     card,
     state=state | ({'attack': carry.extra} if victim else {}),
     arrays={f'curves/{name}': values for name, values in curves.items()},
     config=config.to_dict(),
     metrics=rates,
-    record=world.record(
+    record=results.record(
       card,
       **rates,
       **facts,

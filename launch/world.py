@@ -1,4 +1,4 @@
-"""From configs and cards to data, classifiers and attacks, and back to disk."""
+"""From configs and cards to data, classifiers and attacks."""
 
 import functools
 import hashlib
@@ -41,6 +41,12 @@ class World(NamedTuple):
   def augment(self):
     """The data set's training augmentation."""
     return data.augment_fn(self.spec)
+
+  @property
+  def test(self) -> tuple[jax.Array, jax.Array]:
+    """Images and labels of the test set, on the device."""
+    images, labels = self.dataset.test
+    return jnp.asarray(images), jnp.asarray(labels)
 
 
 def _identity(dataset: data.Dataset) -> str:
@@ -140,6 +146,30 @@ class Victim(NamedTuple):
     """The test-time trigger, bound to its state."""
     return self.attack.stamp(self.state, images, key, index)
 
+  def measure(
+    self, classifier, model, images, labels, *, stamp=None, **options
+  ):
+    """`eval.count` under this attack; jittable.
+
+    Args:
+      classifier: the model as deployed.
+      model: its weights.
+      images: uint8 [N, h, w, c].
+      labels: int [N].
+      stamp: in place of the attack's own trigger.
+      **options: further ones of `eval.count`.
+    """
+    return eval.count(
+      classifier,
+      model,
+      images,
+      labels,
+      stamp=stamp or self.stamp,
+      relabel=self.attack.relabel,
+      key=stamp_key(),
+      **options,
+    )
+
 
 def make_attack(name: str, values: Mapping, world: World, assets=None):
   """(attack, resolved hyper-parameters) of a registry key."""
@@ -196,12 +226,10 @@ def rates(
   classifier: types.Classifier | None = None,
 ) -> dict[str, Any]:
   """C-Acc and, with a victim's attack, ASR and R-Acc on the test set."""
-  test = world.dataset.test
   return eval.evaluate(
     classifier or world.classifier,
     model,
-    jnp.asarray(test.images),
-    jnp.asarray(test.labels),
+    *world.test,
     stamp=victim.stamp if victim else None,
     relabel=victim.attack.relabel if victim else None,
     key=stamp_key() if victim else None,
@@ -257,123 +285,3 @@ def poisoned_train(world: World, victim: Victim, size: int = 1000):
 def stamp_key() -> jax.Array:
   """The key of all test-time triggers, the same for every model."""
   return keys.stream(keys.root(0), 'test_trigger')
-
-
-def card(
-  here: World,
-  config: Any,
-  *,
-  run_id: str,
-  stage: str,
-  method: str,
-  settings: dict[str, Any],
-  metrics: dict[str, Any],
-  attack: dict[str, Any],
-  parents: tuple[str, ...] = (),
-  facts: dict[str, Any] | None = None,
-) -> zoo.Card:
-  """The card of a run that has just ended.
-
-  Args:
-    here: data and network.
-    config: has `seed`.
-    run_id: see `zoo.run_id`.
-    stage: life-cycle stage.
-    method: registry key.
-    settings: fully resolved, part of the identity.
-    metrics: what was measured.
-    attack: facts of the backdoor, {} for a clean model.
-    parents: run_ids it starts from.
-    facts: what to say of the data; None = the world's.
-  """
-  return zoo.Card(
-    run_id=run_id,
-    stage=stage,
-    method=method,
-    dataset=here.spec.name,
-    dataset_id=here.dataset_id,
-    arch=here.arch,
-    arch_options=here.arch_options,
-    num_classes=here.spec.num_classes,
-    seed=config.seed,
-    parents=parents,
-    config_digest=zoo.digest.digest(settings),
-    hparams=settings,
-    attack=attack,
-    data=here.facts if facts is None else facts,
-    versions=zoo.environment.versions(),
-    metrics=metrics,
-    time_utc=zoo.environment.time_utc(),
-  )
-
-
-def attack_facts(victim_card: zoo.Card) -> dict[str, Any]:
-  """The record fields that describe the backdoor inside."""
-  facts = victim_card.attack
-  names = ('attack', 'label_mode', 'target_label', 'poison_ratio', 'num_poison')
-  return {name: facts.get(name) for name in names}
-
-
-def finish(
-  context: cli.Context,
-  card: zoo.Card,
-  *,
-  config: Any,
-  metrics: Mapping[str, Any],
-  record: Mapping[str, Any],
-  state: Mapping[str, Any] | None = None,
-  arrays: Mapping[str, Any] | None = None,
-) -> zoo.Artefact:
-  """Writes an artefact, its record, and forgets its progress.
-
-  The record is kept with the artefact as well: a kill between the two writes
-  loses nothing, `finished` appends the missing line.
-  """
-  artefact = zoo.write(
-    context.workdir,
-    card,
-    state=state,
-    arrays=arrays,
-    config=config,
-    metrics={**metrics, 'record': record},
-    force=context.force,
-  )
-  zoo.records.append(context.records, record)
-  zoo.Progress(context.workdir, card.run_id).clear()
-  return artefact
-
-
-def record(card: zoo.Card, **fields: Any) -> dict[str, Any]:
-  """A record with all that a card knows."""
-  facts = {
-    name: getattr(card, name)
-    for name in (
-      'run_id',
-      'parents',
-      'stage',
-      'method',
-      'method_version',
-      'config_digest',
-      'dataset',
-      'dataset_id',
-      'arch',
-      'seed',
-    )
-  }
-  base = {'status': 'done', 'finite': True, 'oracle_used': False}
-  return zoo.record(
-    **(base | facts | zoo.environment.facts() | {'ckpt_ref': card.name})
-    | fields
-  )
-
-
-def finished(context: cli.Context, run_id: str) -> zoo.Artefact | None:
-  """The artefact of a run that need not be repeated."""
-  if context.force or not zoo.exists(context.workdir, run_id):
-    return None
-  artefact = zoo.open(context.workdir, run_id)
-  known = zoo.records.read(context.records) if context.records.exists() else []
-  if all(entry['run_id'] != run_id for entry in known):
-    record = zoo.load_metrics(artefact)['record']
-    zoo.records.append(context.records, record)
-  return artefact

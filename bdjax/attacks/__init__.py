@@ -4,6 +4,9 @@ An attack of your own needs no file: `from_trigger` takes any function of one
 image.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from bdjax import registry
 from bdjax.attacks.badnets import BadNetsHParams as BadNetsHParams
 from bdjax.attacks.badnets import badnets as badnets
@@ -19,93 +22,71 @@ from bdjax.attacks.relabel import all2all as all2all
 from bdjax.attacks.relabel import all2one as all2one
 from bdjax.attacks.selection import Selection as Selection
 
+
+def _static(
+  make: Callable[..., Any],
+  hparams: type,
+  paper: str,
+  *tags: str,
+  vmappable: tuple[str, ...] = ('seeds', 'float_hparams', 'samples'),
+  **facts: Any,
+) -> registry.Entry:
+  """An entry of an attack that puts one trigger on relabelled images."""
+  info = registry.MethodInfo(
+    kind='attack',
+    stage='pre_training',
+    category='data_poisoning',
+    access='data_only',
+    needs=('clean_labelled',),
+    outputs='trigger',
+    vmappable=vmappable,
+    tags=(
+      *tags,
+      'non_semantic',
+      'manual',
+      'digital',
+      'random_selection',
+      'agnostic',
+      'static',
+      'label_inconsistent',
+    ),
+    paper=paper,
+    **facts,
+  )
+  return registry.Entry(make, hparams, info)
+
+
 REGISTRY: dict[str, registry.Entry] = {
-  'badnets': registry.Entry(
+  'badnets': _static(
     badnets,
     BadNetsHParams,
-    registry.MethodInfo(
-      kind='attack',
-      stage='pre_training',
-      category='data_poisoning',
-      subcategory='visible_static_patch',
-      access='data_only',
-      needs=('clean_labelled',),
-      outputs='trigger',
-      vmappable=('seeds', 'samples'),
-      tags=(
-        'visible',
-        'non_semantic',
-        'manual',
-        'digital',
-        'random_selection',
-        'agnostic',
-        'static',
-        'label_inconsistent',
-      ),
-      paper=('BadNets: Evaluating Backdooring Attacks on Deep Neural Networks'),
-      venue='IEEE Access',
-      year=2019,
-      reference_repo='Kooscii/BadNets',
-    ),
+    'BadNets: Evaluating Backdooring Attacks on Deep Neural Networks',
+    'visible',
+    vmappable=('seeds', 'samples'),
+    subcategory='visible_static_patch',
+    venue='IEEE Access',
+    year=2019,
+    reference_repo='Kooscii/BadNets',
   ),
-  'blended': registry.Entry(
+  'blended': _static(
     blended,
     BlendedHParams,
-    registry.MethodInfo(
-      kind='attack',
-      stage='pre_training',
-      category='data_poisoning',
-      subcategory='invisible_blended',
-      access='data_only',
-      needs=('clean_labelled',),
-      outputs='trigger',
-      vmappable=('seeds', 'float_hparams', 'samples'),
-      tags=(
-        'invisible',
-        'non_semantic',
-        'manual',
-        'digital',
-        'random_selection',
-        'additive',
-        'agnostic',
-        'static',
-        'label_inconsistent',
-      ),
-      paper=(
-        'Targeted Backdoor Attacks on Deep Learning Systems Using Data '
-        'Poisoning'
-      ),
-      venue='arXiv',
-      year=2017,
-    ),
+    'Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning',
+    'invisible',
+    'additive',
+    subcategory='invisible_blended',
+    venue='arXiv',
+    year=2017,
   ),
-  'ftrojan': registry.Entry(
+  'ftrojan': _static(
     ftrojan,
     FTrojanHParams,
-    registry.MethodInfo(
-      kind='attack',
-      stage='pre_training',
-      category='data_poisoning',
-      subcategory='invisible_frequency',
-      access='data_only',
-      needs=('clean_labelled',),
-      outputs='trigger',
-      vmappable=('seeds', 'float_hparams', 'samples'),
-      tags=(
-        'invisible',
-        'non_semantic',
-        'manual',
-        'digital',
-        'random_selection',
-        'additive',
-        'agnostic',
-        'static',
-        'label_inconsistent',
-      ),
-      paper=('An Invisible Black-Box Backdoor Attack Through Frequency Domain'),
-      venue='ECCV',
-      year=2022,
-      reference_repo='SoftWiser-group/FTrojan',
-    ),
+    'An Invisible Black-Box Backdoor Attack Through Frequency Domain',
+    'invisible',
+    'additive',
+    subcategory='invisible_frequency',
+    venue='ECCV',
+    year=2022,
+    reference_repo='SoftWiser-group/FTrojan',
   ),
 }

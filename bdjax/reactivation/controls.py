@@ -64,7 +64,7 @@ REQUIRED = tuple(
 
 
 def pool_of(
-  setting: Setting,
+  inputs: str,
   key: jax.Array,
   attack: types.Attack,
   attack_state: types.AttackState,
@@ -72,8 +72,8 @@ def pool_of(
   labels,
   size: int,
 ) -> pools.Pool:
-  """The pool of one setting; see `pools.triggered` and `pools.clean`."""
-  if setting.inputs == 'clean':
+  """The pool of `Setting.inputs`; see `pools.triggered` and `pools.clean`."""
+  if inputs == 'clean':
     return pools.clean(key, attack, images, labels, size)
   return pools.triggered(key, attack, attack_state, images, labels, size)
 

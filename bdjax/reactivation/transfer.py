@@ -32,7 +32,10 @@ Divergences: - Targets may differ by image, so that all-to-all works too.
              - The official file projects with an attribute it never sets; the
                bound of the norm is meant.
              - Logged loss and asr are means over surrogates, of the batch
-               before its steps.
+               before its steps; the official file tests on the targets every
+               20 epochs, here they are asked once, at the end.
+             - The pool is drawn from all images that the trigger leads away;
+               the official one from the stored poisoned ones.
              - `mean_over_models`, off by default, makes the step independent
                of M.
 Cost:        M·inner_steps forward/backward passes per batch with respect to the

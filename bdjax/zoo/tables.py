@@ -40,13 +40,6 @@ _MEASURED = {
   'existence': ('bec', 'bec_raw', 'bec_per_layer', 's_clean', 's_defended'),
   'connect': ('barrier_clean', 'tau_star', 'backdoor_error_auc'),
 }
-_REACTIVATED = (
-  'reactivated_asr',
-  'control_clean_input_asr',
-  'control_clean_model_asr',
-  'eps',
-  'norm',
-)
 # Methods whose rate may stand for re-activation as such, the best known first.
 PERTURBING = ('white_box', 'black_box', 'transfer', 'qra')
 _RETUNING = 'retuning_attack'
@@ -102,9 +95,7 @@ def _measurement(record) -> dict[str, Any]:
   if record['method'] == _RETUNING:
     return {
       'p_asr': record.get('p_asr'),
-      'retuned_c_acc': record.get('c_acc'),
       'retuned_clean_asr': control,
-      'retuned_run': run,
     }
   name = record['method']
   return {
@@ -112,7 +103,6 @@ def _measurement(record) -> dict[str, Any]:
     f'{name}_clean_input': record.get('control_clean_input_asr'),
     f'{name}_clean_model': control,
     f'{name}_run': run,
-    f'{name}_record': {field: record.get(field) for field in _REACTIVATED},
   }
 
 
@@ -120,9 +110,12 @@ def _headline(row) -> dict[str, Any]:
   """The re-activation that stands for all of them."""
   for name in PERTURBING:
     if f'{name}_run' in row:
-      return row.pop(f'{name}_record') | {
-        'reactivate_run': row[f'{name}_run'],
+      return {
         'reactivated_by': name,
+        'reactivate_run': row[f'{name}_run'],
+        'reactivated_asr': row[f'{name}_asr'],
+        'control_clean_input_asr': row[f'{name}_clean_input'],
+        'control_clean_model_asr': row[f'{name}_clean_model'],
       }
   return {}
 
@@ -265,7 +258,7 @@ def _of_retuned(row) -> str:
   after, control = row.get('p_asr'), row.get('retuned_clean_asr')
   if after is None or control is None:
     return ''
-  if after - control >= _GAP:
+  if after - max(control, row['asr']) >= _GAP:
     return (
       f' Superficial: retuning on a few poisoned images brings the ASR to '
       f'{after:.0%}, and that of a clean model to {control:.0%}.'

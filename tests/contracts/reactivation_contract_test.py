@@ -135,7 +135,7 @@ def toy_rates(name):
     for i in range(toy.SEEDS):
       defended = setting.model == 'defended'
       model = tree.take(sleeping, i) if defended else toy.clean_model()
-      draw = functools.partial(controls.pool_of, setting, KEY, attack)
+      draw = functools.partial(controls.pool_of, setting.inputs, KEY, attack)
       state = victims[i].state
       pool = draw(state, *toy.dataset().train, hp.pool_size)
       test = draw(state, *toy.dataset().test, NUM_TRIGGERED)

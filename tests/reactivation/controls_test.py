@@ -49,7 +49,7 @@ class GridTest(parameterized.TestCase):
   def test_pool_of_a_setting(self):
     clean, triggered = (
       controls.pool_of(
-        controls.Setting(inputs, 'defended', ''),
+        inputs,
         KEY,
         attack(),
         None,
