@@ -28,15 +28,25 @@ def device_budget(device: Any = None) -> int:
   return limit // 2 if limit else FALLBACK_BUDGET
 
 
-def _reported(compiled: Any) -> int | None:
-  """Temporary and output bytes of a program, None where not reported."""
+def _statistics(compiled: Any) -> Any:
+  """What the compiler says of a program's memory, None where nothing."""
   try:
-    stats = compiled.memory_analysis()
+    return compiled.memory_analysis()
   except (NotImplementedError, jax.errors.JaxRuntimeError):
     return None
-  if stats is None:
-    return None
-  return stats.temp_size_in_bytes + stats.output_size_in_bytes
+
+
+def temporary_bytes(compiled: Any) -> int | None:
+  """Bytes a program takes beside arguments and results.
+
+  Args:
+    compiled: a compiled program.
+
+  Returns:
+    Its peak by the compiler's count, None where that is not reported.
+  """
+  statistics = _statistics(compiled)
+  return None if statistics is None else statistics.temp_size_in_bytes
 
 
 def member_bytes(stack: Any, compiled: Any = None) -> int:
@@ -53,9 +63,10 @@ def member_bytes(stack: Any, compiled: Any = None) -> int:
     of the member where the program's size is not known.
   """
   own = tree.num_bytes(stack) // tree.stack_size(stack)
-  extra = None if compiled is None else _reported(compiled)
-  total = own * FALLBACK_FACTOR if extra is None else own + extra
-  return max(1, total)
+  found = None if compiled is None else _statistics(compiled)
+  if found is None:
+    return max(1, own * FALLBACK_FACTOR)
+  return max(1, own + found.temp_size_in_bytes + found.output_size_in_bytes)
 
 
 def fitting_chunk(m: int, bytes_each: int, budget: int) -> int:

@@ -167,16 +167,29 @@ class Lifted:
     leaves, structure = jax.tree.flatten((stack, data))
     shapes = (structure, *((np.shape(x), jnp.result_type(x)) for x in leaves))
     if shapes not in self._chunks:
-      compiled = None
-      if not _is_traced((stack, data)):
+      compiled, is_concrete = None, not _is_traced((stack, data))
+      if is_concrete:
         member = jax.eval_shape(lambda s: tree.take(s, 0), stack)
         compiled = self._one.lower(member, *data).compile()
-      self._chunks[shapes] = memory.fitting_chunk(
-        m,
-        memory.member_bytes(stack, compiled),
-        budget or memory.device_budget(device),
-      )
+      budget = budget or memory.device_budget(device)
+      each = memory.member_bytes(stack, compiled)
+      chunk = memory.fitting_chunk(m, each, budget)
+      # Members together may need more than as many alone: their convolutions
+      # are others. What has been compiled here is what will run.
+      while is_concrete and chunk > 1:
+        used = self._used(m, chunk, stack, data)
+        if used is None or used <= budget:
+          break
+        chunk = memory.fitting_chunk(m, -(-used // chunk), budget)
+      self._chunks[shapes] = chunk
     return self._chunks[shapes]
+
+  def _used(self, m: int, chunk: int, stack: Any, data: Any) -> int | None:
+    """Bytes of temporaries of m members' program, None where not reported."""
+    if m < tree.stack_size(stack):  # one device's share
+      stack = jax.eval_shape(lambda s: tree.take(s, np.arange(m)), stack)
+    compiled = self._program.lower(stack, data, chunk, None).compile()
+    return memory.temporary_bytes(compiled)
 
   def _run(self, stack: Any, data: Any, chunk: int, mesh: Any) -> Any:
     """The whole program; each device of a mesh runs its slice."""

@@ -54,6 +54,11 @@ class MemberBytesTest(parameterized.TestCase):
     want = 41 * memory.FALLBACK_FACTOR
     self.assertEqual(memory.member_bytes(self.stack, silent), want)
 
+  def test_temporaries_alone(self):
+    stats = python_types.SimpleNamespace(temp_size_in_bytes=100)
+    self.assertEqual(memory.temporary_bytes(program(stats)), 100)
+    self.assertIsNone(memory.temporary_bytes(program(None)))
+
   def test_abstract_stacks_count_as_what_they_stand_for(self):
     abstract = jax.eval_shape(lambda: self.stack)
     got = memory.member_bytes(abstract)

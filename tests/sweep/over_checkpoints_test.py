@@ -10,6 +10,7 @@ import pytest
 from absl.testing import parameterized
 
 from bdjax import sweep, tree, types
+from bdjax.sweep import memory
 
 MODES = ('vmap', 'map', 'loop', 'shard')
 SIZES = (1, 3, 4, 5)
@@ -400,6 +401,36 @@ class ChunkForTest(parameterized.TestCase):
 
     outer(jnp.ones((4, 256)))
     self.assertEqual(chunks, [2])
+
+  def test_members_together_that_need_more_than_alone_get_fewer(self):
+    # 1 KiB of temporaries alone, but a whole 64 KiB table as soon as batched.
+    @jax.custom_batching.custom_vmap
+    def greedy(w):
+      return jnp.sum(jnp.sort(w))
+
+    @greedy.def_vmap
+    def _(size, batched, w):
+      del size, batched
+      table = jnp.sort(jnp.sin(jnp.tile(w, (1, 64))), axis=-1)
+      return jnp.sum(table, axis=-1), True
+
+    stack, budget = jnp.ones((8, 256)), 2**17
+    lifted = sweep.lift(greedy, types.Exec(memory_budget=budget))
+    chunk = lifted.chunk_for(stack)
+    alone = lifted._one.lower(stack[0]).compile()
+    each = memory.member_bytes(stack, alone)
+    self.assertEqual(memory.fitting_chunk(8, each, budget), 8)
+    self.assertBetween(chunk, 1, 4)
+    program = lifted._program.lower(stack, (), chunk, None).compile()
+    self.assertLessEqual(memory.temporary_bytes(program), budget)
+
+  def test_what_was_measured_is_not_compiled_again(self):
+    stack = jnp.ones((6, 256))
+    exec = types.Exec(memory_budget=4 * 2048)
+    lifted = sweep.lift(lambda w: jnp.sort(jnp.cos(w)), exec)
+    self.assertGreater(lifted.chunk_for(stack), 1)
+    with jax.log_compiles(), self.assertNoLogs('jax', 'WARNING'):
+      lifted(stack)
 
   def test_the_chunk_is_the_one_that_runs(self):
     exec = types.Exec(memory_budget=2 * 2048)
