@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import figure
 
 from bdjax import zoo
-from bdjax.analysis import plots
+from bdjax.analysis import ink, plots
 from launch import study_figures
 
 
@@ -129,7 +129,7 @@ def _images(root, rows):
       zoo.load_arrays(zoo.open(root, r['reactivate_run'])) for r in block
     ]
     pick = lambda name, found=found: np.stack(
-      [np.asarray(_unit(a[f'examples/{name}'][0])) for a in found]
+      [np.asarray(ink.unit(a[f'examples/{name}'][0])) for a in found]
     )
     plots.plot_images(
       part,
@@ -236,10 +236,6 @@ def _costs(ax, names, rows, defenses) -> None:
     span=(0, 2),
     title='cost per model',
   )
-
-
-def _unit(images: np.ndarray) -> np.ndarray:
-  return images / 255 if images.dtype == np.uint8 else images
 
 
 _ABREAST = 8  # models in one panel

@@ -1,10 +1,11 @@
 """Turns records into a table, a verdict per defense, and figures.
 
 python -m launch.report --workdir=DIR
+python -m launch.report --workdir=DIR --gallery
 """
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import rich.box
 import rich.table
@@ -12,7 +13,7 @@ from absl import flags
 from rich import markup
 
 from bdjax import zoo
-from launch import cli, figures, show
+from launch import cli, figures, gallery, show
 
 STAGE_OF_FIGURE = {
   'heat': 'What each defense leaves of each attack, what it costs in accuracy '
@@ -29,10 +30,16 @@ STAGE_OF_FIGURE = {
   'rho': 'PAM: backdoor error along the path, by ρ.',
   'comparison': 'The original attack (OBA), the re-activated one (RBA) and an '
   'adversarial perturbation without the trigger (gUAA).',
+  'gallery': 'All triggers: PSNR and SSIM are means over test images; the '
+  'difference is enlarged around gray, its spectrum has frequency 0 in the '
+  'middle.',
   'ablations': 'One hyper-parameter varied; median and quartiles over models.',
 }
 ONLY = flags.DEFINE_string(
   'only', None, 'Only records of this data set; default: all.'
+)
+GALLERY = flags.DEFINE_bool(
+  'gallery', False, 'Also draw the triggers of all attacked models.'
 )
 
 
@@ -54,13 +61,15 @@ def main(config, context: cli.Context) -> list[dict]:
       raise ValueError(
         f'{context.records} has no record of dataset {ONLY.value}.'
       )
-  return write(context.workdir, records)
+  triggers = gallery.draw(context, ONLY.value) if GALLERY.value else None
+  return write(context.workdir, records, pictures=filter(None, [triggers]))
 
 
 def write(
   root: pathlib.Path,
   records: list[dict],
   summarize: Callable[[list[dict]], str] | None = None,
+  pictures: Iterable[str] = (),
 ) -> list[dict]:
   """Makes the report of some records; see `main`.
 
@@ -68,12 +77,13 @@ def write(
     root: the store; report, table and figures go there.
     records: what to report.
     summarize: rows -> Markdown that follows the table.
+    pictures: figures drawn before, relative to the root.
 
   Returns:
     The rows.
   """
   rows = zoo.tables.rows(records)
-  drawn = figures.draw(root, rows, records)
+  drawn = [*pictures, *figures.draw(root, rows, records)]
   print_table(rows)
   missing = _missing(records)
   for line in missing:

@@ -1,4 +1,4 @@
-"""What all figures share: colors, percent axes, legends above the data."""
+"""What all figures share: colors, percent axes, legends, single images."""
 
 import numpy as np
 
@@ -98,3 +98,22 @@ def finish(ax, title: str | None, columns: int, handles=None) -> None:
   if title:
     rows = -(-len(handles) // columns)
     ax.set_title(title, loc='left', fontsize=10, color=INK, pad=8 + 13 * rows)
+
+
+def unit(images) -> np.ndarray:
+  """Images as floats in [0, 1]."""
+  images = np.asarray(images)
+  scale = 255 if images.dtype == np.uint8 else 1
+  return images.astype(np.float32) / scale
+
+
+def draw_image(ax, image: np.ndarray):
+  """One image without ticks, gray where it has one channel."""
+  gray = image.shape[-1] == 1
+  shown = image[..., 0] if gray else image
+  ax.imshow(
+    shown, cmap='gray', vmin=0, vmax=1, interpolation='nearest', aspect='equal'
+  )
+  ax.set(xticks=[], yticks=[])
+  for spine in ax.spines.values():
+    spine.set(linewidth=0.5, color=GRAY)

@@ -47,14 +47,14 @@ def plot_images(
   Returns:
     Array of axes [rows, 4].
   """
-  images = [_unit(x) for x in (clean, triggered, perturbed)]
+  images = [ink.unit(x) for x in (clean, triggered, perturbed)]
   delta = images[2] - images[1]
   factor = _magnification(delta) if magnify is None else magnify
   images.append(np.clip(0.5 + factor * delta, 0, 1))
   titles = (*_CONDITIONS, f'Δ × {factor:g}')
   axes = fig.subplots(len(delta), 4, squeeze=False)
   for (row, column), ax in np.ndenumerate(axes):
-    _draw_image(ax, images[column][row])
+    ink.draw_image(ax, images[column][row])
     if row == 0:
       ax.set_title(titles[column], fontsize=9, color=ink.INK, pad=5)
     if column == 0 and row < len(row_labels):
@@ -248,13 +248,6 @@ def _blend(color: str, share: np.ndarray) -> np.ndarray:
   return 1 - share[..., None] * (1 - rgb)
 
 
-def _unit(images) -> np.ndarray:
-  """Images as floats in [0, 1]."""
-  images = np.asarray(images)
-  scale = 255 if images.dtype == np.uint8 else 1
-  return images.astype(np.float32) / scale
-
-
 def _magnification(delta: np.ndarray) -> float:
   """A round factor that brings the largest entry close to 1/2."""
   top = float(np.max(np.abs(delta), initial=0))
@@ -263,15 +256,3 @@ def _magnification(delta: np.ndarray) -> float:
   steps = np.array([1, 2, 3, 4, 5, 8, 10, 15, 20, 30, 50, 100])
   fitting = steps[steps * top <= 0.5 + 1e-6]
   return float(fitting[-1]) if len(fitting) else 1.0
-
-
-def _draw_image(ax, image: np.ndarray):
-  """One image without ticks, gray where it has one channel."""
-  gray = image.shape[-1] == 1
-  shown = image[..., 0] if gray else image
-  ax.imshow(
-    shown, cmap='gray', vmin=0, vmax=1, interpolation='nearest', aspect='equal'
-  )
-  ax.set(xticks=[], yticks=[])
-  for spine in ax.spines.values():
-    spine.set(linewidth=0.5, color=ink.GRAY)

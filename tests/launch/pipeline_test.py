@@ -7,7 +7,7 @@ import io
 import shutil
 
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import absltest, flagsaver, parameterized
 from PIL import Image
 
 from bdjax import zoo
@@ -172,6 +172,16 @@ class PipelineTest(parameterized.TestCase):
     for row in self.rows[2:]:
       for name in ('bec', 'reactivated_asr', 'control_clean_model_asr'):
         self.assertIsNotNone(row[name])
+
+  def test_gallery_shows_the_attacked_models(self):
+    context = _copy('gallery')
+    with flagsaver.flagsaver(gallery=True):
+      toy.quiet(report.main, None, context)
+    with Image.open(context.workdir / 'figures' / 'gallery.png') as picture:
+      image = np.asarray(picture.convert('L'))
+    self.assertGreater(np.ptp(image), 200)
+    text = (context.workdir / 'report.md').read_text(encoding='utf-8')
+    self.assertIn('(figures/gallery.png)', text)
 
   def test_report_and_table(self):
     text = (self.root / 'report.md').read_text(encoding='utf-8')
