@@ -187,7 +187,7 @@ class Lifted:
   def _used(self, m: int, chunk: int, stack: Any, data: Any) -> int | None:
     """Bytes of temporaries of m members' program, None where not reported."""
     if m < tree.stack_size(stack):  # one device's share
-      stack = jax.eval_shape(lambda s: tree.take(s, np.arange(m)), stack)
+      stack = jax.eval_shape(lambda s: _first(s, m), stack)
     compiled = self._program.lower(stack, data, chunk, None).compile()
     return memory.temporary_bytes(compiled)
 
