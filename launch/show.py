@@ -113,3 +113,13 @@ def bar(title: str) -> Iterator[tuple]:
 def done(text: str) -> None:
   """One line on what was finished."""
   CONSOLE.print(text, highlight=False)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+  """Nothing is shown within."""
+  before, CONSOLE.quiet = CONSOLE.quiet, True
+  try:
+    yield
+  finally:
+    CONSOLE.quiet = before

@@ -3,19 +3,22 @@
 Trains a clean model and one per attack, defends each by every defense,
 measures existence, re-activates with all controls, retunes, walks the paths,
 and reports. All attacked models are defended, and all defended ones measured,
-as stacks.
+as stacks; with `--jobs=2` two processes share each stage.
 
-python -m launch.study --workdir=DIR \
+python -m launch.study --workdir=DIR --jobs=2 \
   --config=configs/studies/dormant.py:dataset=digits16,width=16
 """
 
+import contextlib
 import time
+from collections.abc import Callable
 
-from bdjax import zoo
+from bdjax import checks, zoo
 from launch import (
   attack,
   cli,
   connect,
+  crew,
   defend,
   existence,
   findings,
@@ -26,6 +29,9 @@ from launch import (
   train,
 )
 
+Made = list[zoo.Artefact]
+_IMITATOR = 'qra'  # of the models that the retuning attack leaves
+
 
 def main(config, context: cli.Context) -> list[dict]:
   """Runs all stages; finished ones are taken from the workdir.
@@ -35,48 +41,112 @@ def main(config, context: cli.Context) -> list[dict]:
     context: where and how.
 
   Returns:
-    The rows of the report.
+    The rows of the report; none in a process that `--jobs` has started.
   """
   began = time.monotonic()
-  rows = run(config, context)
+  if crew.PART.value:
+    part = crew.parse(crew.PART.value)
+    _stage(part.stage)(_seeded(config), context, part)
+    return []
+  if crew.JOBS.value > 1:
+    for stage, launch in STAGES.items():
+      logs = context.workdir / 'logs'
+      with crew.beside(stage, crew.JOBS.value, logs) as part:
+        launch(_seeded(config), context, part)
+    context = context._replace(force=False)  # it is all new
+  rows = _report(config, context, quietly=crew.JOBS.value > 1)
   show.done(f'the study took {time.monotonic() - began:.0f} s')
   return rows
 
 
 def run(config, context: cli.Context) -> list[dict]:
-  """As `main`, without a word on time."""
-  for stage in _stages(config):
-    stage.seed = config.seed
-  made = [train.main(config.clean, context)]
-  attacked = [attack.main(one, context) for one in config.attacks.values()]
-  defended = []
-  for one in config.defenses.values():
-    defended += defend.main(one, context, _names(attacked))
-  for one in config.get('ablations', {}).values():
-    chosen = [a for a in attacked if a.card.method == one.attack]
-    defended += defend.main(one, context, _names(chosen))
-  parents = _names(defended)
-  made += attacked + defended
-  made += existence.main(config.existence, context, parents)
-  # QRA imitates the models that the retuning attack leaves.
-  is_later = lambda one: one.name != retuning.METHOD
-  for one in sorted(config.reactivations.values(), key=is_later):
-    made += reactivate.main(one, context, parents)
-  for one in config.paths.values():
-    made += connect.main(one, context, parents)
+  """As `main`, in this process, without a word on time."""
+  return _report(config, context, quietly=False)
+
+
+def _report(config, context: cli.Context, *, quietly: bool) -> list[dict]:
+  """Does what is left to be done, and reports."""
+  config, made = _seeded(config), []
+  with show.hushed() if quietly else contextlib.nullcontext():
+    for stage, launch in STAGES.items():
+      made += launch(config, context, crew.Part(stage, 0, 1))
   mine = {artefact.card.run_id for artefact in made}
   records = zoo.records.read(context.records)
   records = [r for r in records if r['run_id'] in mine]
   return report.write(context.workdir, records, findings.summary)
 
 
-def _stages(config) -> list:
-  """The configs of all launchers in a study's."""
+def _stage(name: str) -> Callable[..., Made]:
+  checks.one_of(tuple(STAGES), part=name)
+  return STAGES[name]
+
+
+def _train(config, context, part: crew.Part) -> Made:
+  """The clean model and the attacked ones."""
+  todo = [(train.main, config.clean)]
+  todo += [(attack.main, one) for one in config.attacks.values()]
+  return [launch(one, context) for launch, one in part.of(todo)]
+
+
+def _defend(config, context, part: crew.Part) -> Made:
+  """Every defense of all attacked models, and variations of some on one."""
+  attacked, made = _found('train', config, context)[1:], []
+  for suite in config.defenses.values():
+    mine = suite.copy_and_resolve_references()
+    mine.methods = tuple(part.of(suite.methods))
+    if mine.methods:
+      made += defend.main(mine, context, _names(attacked))
+  ablations = list(config.get('ablations', {}).values())
+  # From the other end, so that not all that is left over falls to one.
+  for one in part.mirrored().of(ablations):
+    chosen = [a for a in attacked if a.card.method == one.attack]
+    made += defend.main(one, context, _names(chosen))
+  return made
+
+
+def _measure(config, context, part: crew.Part) -> Made:
+  """Every instrument on all defended models."""
+  parents = _names(_found('defend', config, context))
+  known, chains = config.reactivations, []
+  for name in known:
+    if name == retuning.METHOD and _IMITATOR in known:
+      chains.insert(0, [known[name], known[_IMITATOR]])
+    elif name != _IMITATOR:
+      chains.append([known[name]])
+  todo = [(reactivate.main, chain) for chain in chains]
+  todo += [(connect.main, [one]) for one in config.paths.values()]
+  todo.append((existence.main, [config.existence]))
+  made = []
+  for launch, chain in part.of(todo):
+    for one in chain:
+      made += launch(one, context, parents)
+  return made
+
+
+# In the order in which they run.
+STAGES: dict[str, Callable[..., Made]] = {
+  'train': _train,
+  'defend': _defend,
+  'measure': _measure,
+}
+
+
+def _found(stage: str, config, context: cli.Context) -> Made:
+  """All that an earlier stage has made."""
+  with show.hushed():
+    whole = crew.Part(stage, 0, 1)
+    return STAGES[stage](config, context._replace(force=False), whole)
+
+
+def _seeded(config):
+  """The config with its seed in the parts of all stages."""
   groups = ('attacks', 'defenses', 'ablations', 'reactivations', 'paths')
-  stages = [config.clean, config.existence]
+  parts = [config.clean, config.existence]
   for group in groups:
-    stages += config.get(group, {}).values()
-  return stages
+    parts += config.get(group, {}).values()
+  for part in parts:
+    part.seed = config.seed
+  return config
 
 
 def _names(artefacts) -> str:

@@ -31,20 +31,22 @@ from configs.reactivation import (
 from configs.training import clean
 
 _RHO = (0.3, 0.7, 0.9)  # beside the default, 0.5
-_FEW_RHO = (0.3, 0.9)
+_FEW_RHO = (0.9,)
 _SURROGATES = ('ft', 'ft_sam', 'nad', 'i_bau')
 # Ours: dozens of models in minutes, so that methods get a third of what their
 # own configs give them.
 _DEFENSES = {
-  'nc': {'inversion_epochs': 60},
+  'nc': {'inversion_epochs': 40},
   'sau': {'epochs': 15},
+  'bti_dbf': {'levels': 2},
+  'pam': {'levels': 2},
   'anp': {'num_steps': 200},
 }
 _INSTRUMENTS = {
   'white_box': {'pool_size': 128, 'outer_epochs': 2},
-  'black_box': {'pool_size': 64, 'num_queries': 100},
+  'black_box': {'pool_size': 64, 'num_queries': 60},
   'transfer': {'pool_size': 128},
-  'qra': {'num_clean': 96, 'num_poisoned': 96, 'batch_size': 48, 'epochs': 10},
+  'qra': {'num_clean': 96, 'num_poisoned': 96, 'batch_size': 48, 'epochs': 6},
 }
 _SHORT = {
   'digits16': _DEFENSES | _INSTRUMENTS,
@@ -88,6 +90,7 @@ def get_config(arg: str | None = None):
         part[name].method.update(values)
   if 'pam' in config.defenses.suite.methods:
     rho = pam.get_config(data)
+    rho.method.update(_SHORT.get(options.dataset, {}).get('pam', {}))
     values = _FEW_RHO if options.dataset in _SHORT else _RHO
     rho.variants = {'field': 'rho', 'values': values}
     rho.attack = 'blended' if 'blended' in names else names[0]
