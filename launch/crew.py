@@ -1,15 +1,18 @@
 """Several processes at one study: who does which part of a stage.
 
 Programs are compiled by one thread each, and compilation is half of a small
-study; a second process uses the second core. The processes share nothing but
-the store: parts do not overlap, and what is finished is found there.
+study; a second process uses the second core. They share nothing but the
+store, where what is finished is found, and a folder in which each piece of work
+is claimed by one of them.
 """
 
 import contextlib
 import pathlib
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from absl import flags
@@ -26,33 +29,47 @@ JOBS = flags.DEFINE_integer(
   lower_bound=1,
 )
 PART = flags.DEFINE_string(
-  'part', None, 'STAGE:I/N, set by --jobs for the processes it starts.'
+  'part', None, 'STAGE:FOLDER, set by --jobs for the processes it starts.'
 )
 
 
 class Part(NamedTuple):
-  """A share of one stage.
+  """What one process does of a stage: whatever it is the first to claim.
 
   Attributes:
     stage: name of the stage.
-    i: which share, counted from 0.
-    n: number of shares.
+    claims: folder with a file for each piece that has been claimed; None = a
+      single process, which does all of them.
   """
 
   stage: str
-  i: int
-  n: int
+  claims: pathlib.Path | None = None
 
-  def of(self, work: Sequence[_T]) -> Sequence[_T]:
-    """Every n-th piece, from the i-th on."""
-    return work[self.i :: self.n]
+  def of(self, work: Iterable[_T]) -> Iterator[_T]:
+    """The pieces that fall to this process, each when its turn comes.
 
-  def mirrored(self) -> 'Part':
-    """The share that this one is counted from the other end."""
-    return self._replace(i=self.n - 1 - self.i)
+    Args:
+      work: all pieces, the same in every process; the longest ones first, so
+        that all processes end at about the same time.
+
+    Yields:
+      A piece that no other process has.
+    """
+    for i, piece in enumerate(work):
+      if self.claims is None or _claim(self.claims / str(i)):
+        yield piece
 
   def __str__(self) -> str:
-    return f'{self.stage}:{self.i}/{self.n}'
+    return f'{self.stage}:{self.claims}'
+
+
+def _claim(path: pathlib.Path) -> bool:
+  """Whether this process is the first to want something."""
+  try:
+    path.touch(exist_ok=False)
+  except FileExistsError:
+    return False
+  return True
 
 
 def parse(text: str) -> Part:
@@ -61,17 +78,12 @@ def parse(text: str) -> Part:
   Raises:
     ValueError: if it names none.
   """
-  try:
-    stage, share = text.split(':')
-    i, n = map(int, share.split('/'))
-  except ValueError:
-    i, n, stage = 0, 0, ''
-  if not (stage and 0 <= i < n):
+  stage, _, folder = text.partition(':')
+  if not stage or not folder or not pathlib.Path(folder).is_dir():
     raise ValueError(
-      f'`--part={text}` is not of the form STAGE:I/N with I < N; leave it to '
-      '--jobs.'
+      f'`--part={text}` is not of the form STAGE:FOLDER; leave it to --jobs.'
     )
-  return Part(stage, i, n)
+  return Part(stage, pathlib.Path(folder))
 
 
 @contextlib.contextmanager
@@ -90,15 +102,17 @@ def beside(stage: str, jobs: int, folder: pathlib.Path) -> Iterator[Part]:
     The caller's own part.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  parts = [Part(stage, i, jobs) for i in range(1, jobs)]
-  logs = [folder / f'{stage}-{part.i}.log' for part in parts]
-  others = [_start(part, log) for part, log in zip(parts, logs, strict=True)]
+  claims = pathlib.Path(tempfile.mkdtemp(prefix=f'{stage}-', dir=folder))
+  part = Part(stage, claims.absolute())
+  logs = [folder / f'{stage}-{i}.log' for i in range(1, jobs)]
+  others = [_start(part, log) for log in logs]
   try:
-    yield Part(stage, 0, jobs)
+    yield part
     codes = [other.wait() for other in others]
   finally:
     for other in others:
       other.terminate()  # does nothing to one that has ended
+    shutil.rmtree(claims, ignore_errors=True)
   for log, code in zip(logs, codes, strict=True):
     if code:
       show.done(

@@ -36,6 +36,10 @@ ORACLE = frozenset({'test_clean', 'test_triggered'})
 OF_ONE_VICTIM = ORACLE | {'train'}  # what a stack cannot share
 
 
+class NothingMade(ValueError):
+  """No model could be defended."""
+
+
 def main(config, context: cli.Context, parents: str | None = None) -> list:
   """Defends every parent that has not been defended in this way.
 
@@ -50,7 +54,7 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
     be made are left out.
 
   Raises:
-    ValueError: if none could be made, with the reasons.
+    NothingMade: if none could be made, with the reasons.
   """
   parents = parents or starts.PARENTS.value
   configs = [config]
@@ -62,7 +66,7 @@ def main(config, context: cli.Context, parents: str | None = None) -> list:
     for setting, variant in cli.variants(one):
       made += _one_method(setting, context, parents, reasons, variant)
   if not made:
-    raise ValueError('\n'.join(['No model was defended.', *reasons]))
+    raise NothingMade('\n'.join(['No model was defended.', *reasons]))
   return made
 
 

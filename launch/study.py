@@ -69,7 +69,7 @@ def _report(config, context: cli.Context, *, quietly: bool) -> list[dict]:
   config, made = _seeded(config), []
   with show.hushed() if quietly else contextlib.nullcontext():
     for stage, launch in STAGES.items():
-      made += launch(config, context, crew.Part(stage, 0, 1))
+      made += launch(config, context, crew.Part(stage))
   mine = {artefact.card.run_id for artefact in made}
   records = zoo.records.read(context.records)
   records = [r for r in records if r['run_id'] in mine]
@@ -90,18 +90,30 @@ def _train(config, context, part: crew.Part) -> Made:
 
 def _defend(config, context, part: crew.Part) -> Made:
   """Every defense of all attacked models, and variations of some on one."""
-  attacked, made = _found('train', config, context)[1:], []
-  for suite in config.defenses.values():
-    mine = suite.copy_and_resolve_references()
-    mine.methods = tuple(part.of(suite.methods))
-    if mine.methods:
-      made += defend.main(mine, context, _names(attacked))
-  ablations = list(config.get('ablations', {}).values())
-  # From the other end, so that not all that is left over falls to one.
-  for one in part.mirrored().of(ablations):
-    chosen = [a for a in attacked if a.card.method == one.attack]
-    made += defend.main(one, context, _names(chosen))
+  attacked, made, refused = _found('train', config, context)[1:], [], []
+  for one, parents in part.of(_defenses(config, attacked)):
+    try:
+      made += defend.main(one, context, _names(parents))
+    except defend.NothingMade as error:
+      refused.append(str(error))
+  if refused and not made and part.claims is None:
+    raise defend.NothingMade('\n'.join(refused))
   return made
+
+
+def _defenses(config, attacked: Made) -> list[tuple]:
+  """[(config of one method, its victims)], the last of each suite first."""
+  found = []
+  for one in config.get('ablations', {}).values():
+    found.append((one, [a for a in attacked if a.card.method == one.attack]))
+  for suite in config.defenses.values():
+    parts = [suite]
+    if 'methods' in suite:
+      parts = [suite[name] for name in reversed(suite.methods)]
+    for one in parts:
+      one.seed = config.seed
+      found.append((one, attacked))
+  return found
 
 
 def _measure(config, context, part: crew.Part) -> Made:
@@ -134,7 +146,7 @@ STAGES: dict[str, Callable[..., Made]] = {
 def _found(stage: str, config, context: cli.Context) -> Made:
   """All that an earlier stage has made."""
   with show.hushed():
-    whole = crew.Part(stage, 0, 1)
+    whole = crew.Part(stage)
     return STAGES[stage](config, context._replace(force=False), whole)
 
 

@@ -146,13 +146,6 @@ class Victim(NamedTuple):
     """The test-time trigger, bound to its state."""
     return self.attack.stamp(self.state, images, key, index)
 
-  @property
-  def cross(self):
-    """Another trigger than an image's own, None where the attack has none."""
-    if self.attack.cross is None:
-      return None
-    return functools.partial(self.attack.cross, self.state)
-
   def measure(
     self, classifier, model, images, labels, *, stamp=None, **options
   ):
@@ -232,14 +225,13 @@ def rates(
   victim: Victim | None = None,
   classifier: types.Classifier | None = None,
 ) -> dict[str, Any]:
-  """C-Acc and, with a victim's attack, ASR, R-Acc and any cross rates."""
+  """C-Acc and, with a victim's attack, ASR and R-Acc on the test set."""
   return eval.evaluate(
     classifier or world.classifier,
     model,
     *world.test,
     stamp=victim.stamp if victim else None,
     relabel=victim.attack.relabel if victim else None,
-    cross=victim.cross if victim else None,
     key=stamp_key() if victim else None,
   )
 
@@ -280,11 +272,9 @@ def poisoned_train(world: World, victim: Victim, size: int = 1000):
   """
   train = world.dataset.train
   poison = jax.jit(victim.attack.poison)
-  # Which slots of a batch are poisoned may not depend on the classes' order.
-  order = np.random.default_rng(0).permutation(len(train.labels))
   images, labels = [], []
-  for first in range(0, len(order), size):
-    index = order[first : first + size]
+  for first in range(0, len(train.labels), size):
+    index = np.arange(first, min(first + size, len(train.labels)))
     batch = {
       'image': jnp.asarray(train.images[index], jnp.float32) / 255,
       'label': jnp.asarray(train.labels[index]),
@@ -294,8 +284,7 @@ def poisoned_train(world: World, victim: Victim, size: int = 1000):
     batch = poison(victim.state, batch, stamp_key())
     images.append(np.rint(np.asarray(batch['image']) * 255).astype(np.uint8))
     labels.append(np.asarray(batch['label']))
-  back = np.argsort(order)
-  return np.concatenate(images)[back], np.concatenate(labels)[back]
+  return np.concatenate(images), np.concatenate(labels)
 
 
 def stamp_key() -> jax.Array:

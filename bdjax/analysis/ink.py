@@ -107,7 +107,7 @@ def unit(images) -> np.ndarray:
   return images.astype(np.float32) / scale
 
 
-def draw_image(ax, image: np.ndarray):
+def draw_image(ax, image: np.ndarray) -> None:
   """One image without ticks, gray where it has one channel."""
   gray = image.shape[-1] == 1
   shown = image[..., 0] if gray else image

@@ -6,7 +6,7 @@ import io
 import shutil
 
 import numpy as np
-from absl.testing import parameterized
+from absl.testing import flagsaver, parameterized
 from PIL import Image
 
 from bdjax import zoo
@@ -37,13 +37,18 @@ def _context() -> cli.Context:
   return cli.Context(toy.folder('study'))
 
 
-def _study():
-  """Runs the study; returns its rows and what it printed."""
+def _config():
+  """The study's settings, cut short."""
   config = dormant.get_config('quick,methods=ft+ft_sam,attacks=blended')
   config.reactivations.qra.method.epochs = 5
   config.reactivations.white_box.method.outer_epochs = 3
   config.reactivations.black_box.method.num_queries = 40
-  return _run(study.main, config, _context())
+  return config
+
+
+def _study():
+  """Runs the study; returns its rows and what it printed."""
+  return _run(study.main, _config(), _context())
 
 
 def _run(main, *args):
@@ -71,6 +76,32 @@ class StudyTest(parameterized.TestCase):
       for name in _NUMBERS:
         self.assertBetween(row[name], 0, 1, name)
       self.assertEqual(row['reactivated_by'], 'white_box')
+
+  def test_parts_of_stages_make_what_the_whole_makes(self):
+    context = cli.Context(toy.folder('parts'))
+    for stage in study.STAGES:
+      for other in (0, 1):  # claims every second piece
+        folder = self.create_tempdir(f'{stage}{other}')
+        for i in range(other, 20, 2):
+          folder.create_file(str(i))
+        with flagsaver.flagsaver(part=f'{stage}:{folder.full_path}'):
+          rows, _ = _run(study.main, _config(), context)
+        self.assertEqual(rows, [])
+    records = zoo.records.read(context.records)
+    with flagsaver.flagsaver(part=None):
+      rows, _ = _run(study.main, _config(), context)
+    self.assertLen(zoo.records.read(context.records), len(records))
+    names = [name for name, *_ in zoo.tables.columns(rows) if name != 'seconds']
+    of = lambda rows: [[row.get(name) for name in names] for row in rows]
+    self.assertEqual(of(rows), of(_first()[0]))
+
+  def test_unknown_stage(self):
+    folder = self.create_tempdir().full_path
+    with (
+      flagsaver.flagsaver(part=f'train_all:{folder}'),
+      self.assertRaisesRegex(ValueError, 'train.*defend.*measure'),
+    ):
+      study.main(_config(), _context())
 
   def test_every_instrument_has_measured_every_model(self):
     records = zoo.records.read(_context().records)
