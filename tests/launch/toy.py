@@ -21,7 +21,7 @@ from bdjax import zoo
 from configs.attacks import badnets
 from configs.defenses import ft
 from configs.training import clean
-from launch import attack, cli, defend, show, train
+from launch import attack, cli, defend, train
 
 HOME = pathlib.Path(__file__).resolve().parents[2]
 
@@ -64,12 +64,8 @@ def compiled_once() -> Iterator[None]:
 
 def quiet(fn: Callable, *args) -> tuple[object, str]:
   """Calls fn; returns its result and what it printed."""
-  out, before = io.StringIO(), show.CONSOLE.file
-  show.CONSOLE.file = out
-  try:
+  with contextlib.redirect_stdout(io.StringIO()) as out:
     return fn(*args), out.getvalue()
-  finally:
-    show.CONSOLE.file = before
 
 
 def set_all(config, values):
