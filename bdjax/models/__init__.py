@@ -14,20 +14,43 @@ from bdjax.models.classifier import from_functions as from_functions
 from bdjax.models.classifier import from_linen as from_linen
 from bdjax.models.classifier import from_nnx as from_nnx
 from bdjax.models.conv import forward_mode as forward_mode
+from bdjax.models.convnext import convnext_tiny
+from bdjax.models.densenet import densenet161
+from bdjax.models.efficientnet import efficientnet_b3
+from bdjax.models.generators import Generator as Generator
+from bdjax.models.generators import encoder_decoder as encoder_decoder
+from bdjax.models.generators import skip_autoencoder as skip_autoencoder
+from bdjax.models.generators import strided_autoencoder as strided_autoencoder
+from bdjax.models.ink import InkNetworks as InkNetworks
+from bdjax.models.ink import ink_networks as ink_networks
+from bdjax.models.mobilenet import mobilenet_v3_large
 from bdjax.models.polarizer import FORMS as FORMS
 from bdjax.models.polarizer import Form as Form
 from bdjax.models.polarizer import Polarizer as Polarizer
 from bdjax.models.polarizer import polarizer as polarizer
 from bdjax.models.preactresnet import preactresnet18
+from bdjax.models.resnet import resnet18, resnet50
+from bdjax.models.stegastamp import StegaStamp as StegaStamp
+from bdjax.models.stegastamp import stegastamp as stegastamp
 from bdjax.models.tiny import tiny
 from bdjax.models.unet import UNet as UNet
 from bdjax.models.unet import unet as unet
 from bdjax.models.vgg import vgg19_bn
+from bdjax.models.vit import vit_b_16
+from bdjax.models.wide_resnet import wrn28_2
 
 REGISTRY = {
   'preactresnet18': preactresnet18,
   'tiny': tiny,
   'vgg19_bn': vgg19_bn,
+  'resnet18': resnet18,
+  'resnet50': resnet50,
+  'wrn28_2': wrn28_2,
+  'convnext_tiny': convnext_tiny,
+  'vit_b_16': vit_b_16,
+  'densenet161': densenet161,
+  'mobilenet_v3_large': mobilenet_v3_large,
+  'efficientnet_b3': efficientnet_b3,
 }
 
 

@@ -143,7 +143,7 @@ def from_linen(
     if train and needs_key and key is None:
       raise ValueError(
         f"'{facts['arch']}' draws random numbers in training; call apply with "
-        '`key=`, or make it with `dropout=0.0`.'
+        '`key=`, or make it without dropout and stochastic depth.'
       )
     logits, changed = net.apply(
       {'params': state.params, 'batch_stats': state.batch_stats},
@@ -153,7 +153,8 @@ def from_linen(
       rngs={} if key is None else {'dropout': key},
       mutable=['batch_stats'],
     )
-    return logits, changed['batch_stats'] if train else state.batch_stats
+    moved = changed.get('batch_stats', {})
+    return logits, moved if train else state.batch_stats
 
   return from_functions(init, forward, spec, **facts)
 

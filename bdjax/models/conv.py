@@ -15,7 +15,10 @@ one does:
                    shifted along the rows: (kw·c) × (kh·d) sums hold each pair
                    of shifts once. With a stride along the rows, of the patches
                    of x with g. With groups or dilated images, x as
-                   [c, h, w, b] convolved with g as a kernel [h, w, b, d].
+                   [c, h, w, b] convolved with g as a kernel [h, w, b, d];
+  depthwise        one row of the kernel after the other: products of shifted
+                   images with its entries, or with g, added up. The same in
+                   both gradients.
 
 tests/benchmarks/README.md tells what was measured. The family is closed: each
 gradient's own gradients are in it again, so every order of reverse mode takes
@@ -192,6 +195,8 @@ def _pointwise(form: _Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(form: _Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  if _is_depthwise(form, x, kernel.shape[-1]):
+    return _convolve_channels(form, x, kernel)
   if form.groups == 1 and math.prod(kernel.shape[:2]) > math.prod(x.shape[1:3]):
     return _convolve_patches(form, x, kernel)
   return lax.conv_general_dilated(
@@ -247,7 +252,8 @@ def _swap_channels(kernel: jax.Array, groups: int) -> jax.Array:
 
 def _weight_gradient(form: _Form, x, kernel, g) -> jax.Array:
   """Correlates inputs with g over the batch, [kh, kw, c / groups, d]."""
-  if form.groups == 1 and form.x_dilation == (1, 1):
+  is_plain = form.groups == 1 and form.x_dilation == (1, 1)
+  if is_plain or _is_depthwise(form, x, g.shape[-1]):
     return _correlate(form, kernel.shape[:2], x, g)
   padding = []
   for axis in range(2):
@@ -274,10 +280,13 @@ def _weight_gradient(form: _Form, x, kernel, g) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _correlate(form: _Form, window: tuple[int, int], x, g) -> jax.Array:
-  """The weight gradient as matrix products, [kh, kw, c, d].
+  """The weight gradient as matrix products, [kh, kw, c / groups, d].
 
-  The batch goes through in pieces whose copies stay in the cache.
+  The batch goes through in pieces whose copies stay in the cache; a depthwise
+  one makes none.
   """
+  if form.groups > 1:
+    return _channel_products(form, window, x, g)
   product = _row_product if form.strides[0] == 1 else _patch_product
   per_image = (
     x.shape[1] * g.shape[2] * (window[1] * x.shape[3] + window[0] * g.shape[3])
@@ -352,15 +361,67 @@ def _flat_product(form: _Form, a, b) -> jax.Array:
 def _convolve_patches(form: _Form, x, kernel) -> jax.Array:
   """A convolution as one matrix product, [b, h', w', d]."""
   kh, kw, c, d = kernel.shape
+  size = _output_size(form, x, kernel)
+  patches = _patches(form, (kh, kw), size, x).reshape(-1, kh * kw * c)
+  out = jnp.dot(patches, kernel.reshape(-1, d), precision=form.precision)
+  return out.reshape(x.shape[0], *size, d)
+
+
+def _output_size(form: _Form, x, kernel) -> list[int]:
+  """(h', w')."""
   size = []
   for axis in range(2):
     window = _dilated(kernel.shape[axis], form.kernel_dilation[axis])
     spread = _dilated(x.shape[1 + axis], form.x_dilation[axis])
     spread += sum(form.padding[axis])
     size.append((spread - window) // form.strides[axis] + 1)
-  patches = _patches(form, (kh, kw), size, x).reshape(-1, kh * kw * c)
-  out = jnp.dot(patches, kernel.reshape(-1, d), precision=form.precision)
-  return out.reshape(x.shape[0], *size, d)
+  return size
+
+
+def _is_depthwise(form: _Form, x, features: int) -> bool:
+  return 1 < form.groups == x.shape[-1] == features
+
+
+def _convolve_channels(form: _Form, x, kernel) -> jax.Array:
+  """A depthwise convolution, each channel by itself, [b, h', w', c]."""
+  size = _output_size(form, x, kernel)
+  dtype = jnp.promote_types(x.dtype, jnp.float32)  # of sums
+  spread = _spread(form, x)
+
+  def add(total, row):
+    i, entries = row
+    met = _met_by_row(form, i, kernel.shape[1], size, spread)
+    for part, entry in zip(met, entries, strict=True):
+      total += (part * entry.reshape(1, 1, 1, -1)).astype(dtype)
+    return total, None
+
+  # A loop, not one expression: 7×7 products would take seconds to compile.
+  total = jnp.zeros((x.shape[0], *size, x.shape[3]), dtype)
+  rows = jnp.arange(kernel.shape[0]), kernel[:, :, 0]
+  return lax.scan(add, total, rows)[0].astype(x.dtype)
+
+
+def _channel_products(form: _Form, window, x, g) -> jax.Array:
+  """The weight gradient of a depthwise convolution, [kh, kw, 1, c]."""
+  size = g.shape[1:3]
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  spread = _spread(form, x)
+
+  def correlate(_, i):
+    met = _met_by_row(form, i, window[1], size, spread)
+    products = [jnp.sum(part * g, (0, 1, 2), dtype=dtype) for part in met]
+    return None, jnp.stack(products)
+
+  sums = lax.scan(correlate, None, jnp.arange(window[0]))[1]
+  return sums[:, :, None].astype(x.dtype)
+
+
+def _met_by_row(form: _Form, i, width: int, size, x) -> list:
+  """What each entry of a kernel's row i meets in images already spread."""
+  stride, dilation = form.strides[0], form.kernel_dilation[0]
+  span = _dilated(size[0], stride)
+  rows = lax.dynamic_slice_in_dim(x, i * dilation, span, axis=1)
+  return _shifts(form, 1, width, size[1], rows[:, ::stride])
 
 
 def _patches(form: _Form, window, size, x) -> jax.Array:

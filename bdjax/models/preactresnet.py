@@ -94,7 +94,7 @@ class PreActResNet18(nn.Module):
     x = tap.through('stem', layers.conv(self.width, 3, name='stem'), images)
     for stage in _STAGES:
       for block in _BLOCKS:
-        x = _Block(
+        x = Block(
           features=self.width * 2 ** (stage - 1),
           stride=2 if stage > 1 and block == 0 else 1,
           name=f'stage{stage}_{block}',
@@ -105,14 +105,21 @@ class PreActResNet18(nn.Module):
     return nn.Dense(self.num_classes, name='head')(x)
 
 
-class _Block(nn.Module):
-  """Twice norm, ReLU, convolution; a projection starts at the first ReLU."""
+class Block(nn.Module):
+  """Twice norm, ReLU, convolution; a projection starts at the first ReLU.
+
+  Attributes:
+    features: channels of both convolutions.
+    stride: that of the first one.
+  """
 
   features: int
   stride: int
 
   @nn.compact
   def __call__(self, x: jax.Array, tap: taps.Taps, train: bool) -> jax.Array:
+    """[b, h, w, c] -> [b, h / stride, w / stride, features]."""
+
     def conv(name, size, stride, x):
       layer = layers.conv(self.features, size, stride, name=name)
       return tap.through(name, layer, x)

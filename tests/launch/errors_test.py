@@ -105,9 +105,9 @@ class CommandLineTest(parameterized.TestCase):
       _store(),
     )
     config = toy.clean_config()
-    config.arch.name = 'resnet18'
+    config.arch.name = 'resnet81'
     self.assert_refused(
-      "'resnet18'. Did you mean 'preactresnet18'", train.main, config, _store()
+      "'resnet81'. Did you mean 'resnet18'", train.main, config, _store()
     )
 
   @parameterized.parameters(

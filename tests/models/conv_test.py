@@ -23,6 +23,8 @@ CASES = (
   ('5x5', (2, 6, 6, 2), (5, 5, 2, 3), 1, 2, 1),
   ('depthwise', (2, 5, 5, 3), (3, 3, 1, 3), 1, 1, 3),
   ('depthwise_stride2', (2, 6, 6, 3), (3, 3, 1, 6), 2, 1, 3),
+  ('depthwise_5x5_stride2', (2, 7, 6, 3), (5, 5, 1, 3), 2, 2, 3),
+  ('depthwise_one_pixel', (2, 1, 1, 3), (7, 7, 1, 3), 1, 3, 3),
   ('grouped', (2, 5, 5, 4), (3, 3, 2, 6), 1, 1, 2),
   ('patches', (2, 8, 8, 3), (4, 4, 3, 5), 4, 0, 1),
   ('patches_with_rest', (2, 7, 9, 3), (4, 4, 3, 5), 4, 0, 1),
@@ -113,7 +115,7 @@ class ConvTest(parameterized.TestCase):
       )(*args)
       assert_trees_close(ours, theirs)
 
-  @parameterized.named_parameters(CASES[1], CASES[10])
+  @parameterized.named_parameters(CASES[1], CASES[8], CASES[10], CASES[12])
   def test_equals_autodiff_inside_a_scan(self, x, k, stride, padding, groups):
     with jax.enable_x64(True):
       own, plain = both(stride=stride, padding=padding, groups=groups)
@@ -139,6 +141,18 @@ class ConvTest(parameterized.TestCase):
       ours, theirs = jax.jit(lambda *args: [fn(*args) for fn in fns])(*args)
       assert_trees_close(ours, theirs)
 
+  def test_depthwise_sums_of_half_precision_are_in_single(self):
+    own, _ = both(stride=1, padding=0, groups=2)
+    x = jnp.ones((512, 3, 3, 2), jnp.bfloat16)
+    k = jnp.ones((3, 3, 1, 2), jnp.bfloat16)
+    value, grad = jax.value_and_grad(
+      lambda k: own(x, k).astype(jnp.float32).sum()
+    )(k)
+    self.assertEqual(value, 512 * 2 * 9)
+    np.testing.assert_array_equal(
+      grad.astype(np.float32), np.full(k.shape, 512)
+    )
+
   def test_pieces_of_half_precision_sum_in_single(self):
     # Each image adds 1; beyond 256, bfloat16 would no longer notice.
     self.enter_context(mock.patch.object(conv, '_CACHE', 1))
@@ -150,9 +164,12 @@ class ConvTest(parameterized.TestCase):
       grad.astype(np.float32), np.full(k.shape, 512)
     )
 
-  @parameterized.parameters((0, 0), (0, None), (None, 0))
-  def test_vmap_equals_a_loop(self, x_axis, kernel_axis):
-    m, (_, x_shape, k_shape, stride, padding, groups) = 3, CASES[10]
+  @parameterized.product(
+    axes=((0, 0), (0, None), (None, 0)), case=(CASES[10], CASES[12])
+  )
+  def test_vmap_equals_a_loop(self, axes, case):
+    m, (_, x_shape, k_shape, stride, padding, groups) = 3, case
+    x_axis, kernel_axis = axes
     with jax.enable_x64(True):
       own, _ = both(stride=stride, padding=padding, groups=groups)
       grow = lambda axis, shape: (m, *shape) if axis == 0 else shape
@@ -169,13 +186,14 @@ class ConvTest(parameterized.TestCase):
           jax.tree.map(lambda a, i=i: a[i], stacked), one(*member)
         )
 
-  def test_dilated_convolutions(self):
+  @parameterized.parameters(((3, 2, 2, 3), 1), ((3, 2, 1, 2), 2))
+  def test_dilated_convolutions(self, kernel_shape, groups):
     with jax.enable_x64(True):
-      x, k, u, v = arrays((2, 9, 8, 2), (3, 2, 2, 3))
+      x, k, u, v = arrays((2, 9, 8, 2), kernel_shape)
 
       def by(fn):
         return lambda x, k: fn(
-          x, k, (2, 1), ((2, 0), (1, 3)), (1, 2), (2, 3), LAYOUT
+          x, k, (2, 1), ((2, 0), (1, 3)), (1, 2), (2, 3), LAYOUT, groups
         )
 
       ours = jax.jit(derivatives(by(conv.conv_general_dilated)))(x, k, u, v)
@@ -238,6 +256,17 @@ class ForwardModeTest(parameterized.TestCase):
       out = jax.jvp(self.own, (self.x, self.k), (self.u, self.v))
     expected = jax.jvp(self.plain, (self.x, self.k), (self.u, self.v))
     assert_trees_close(out, expected, rtol=1e-6)
+
+  def test_jvp_of_a_depthwise_convolution(self):
+    own, plain = both(stride=1, padding=3, groups=3)
+    x, k, u, v = arrays((2, 4, 4, 3), (7, 7, 1, 3), np.float32)
+    with models.forward_mode():
+      out = jax.jvp(own, (x, k), (u, v))
+    _, expected = jax.jvp(plain, (x, k), (u, v))
+    assert_trees_close(out[1], expected, rtol=1e-6)
+    assert_trees_close(own(x, k), out[0], rtol=1e-5)
+    with self.assertRaisesRegex(TypeError, 'forward-mode'):
+      jax.jvp(own, (x, k), (u, v))
 
   def test_forward_over_reverse_equals_reverse_over_reverse(self):
     def loss(x, k):
