@@ -191,7 +191,8 @@ class AttackState:
 
   Attributes:
     trigger: parameters of the trigger.
-    kind: int8 [N], per training example CLEAN, POISONED or COVER.
+    kind: int8 [N], per training example CLEAN, POISONED or COVER; all CLEAN
+      where no fixed subset is poisoned.
   """
 
   trigger: PyTree
@@ -206,9 +207,15 @@ class AttackInfo:
     name: registry key.
     label_mode: 'all2one' or 'all2all'.
     target_label: class the trigger leads to; None for all-to-all.
-    poison_ratio: poisoned examples / whole set; None where a count was given.
+    poison_ratio: poisoned examples / whole set, of each batch where no fixed
+      subset is poisoned; None where a count was given, or where the loss is
+      poisoned and no data are.
     clean_label: whether training labels stay untouched.
     order: whether the trigger comes before or after augmentation.
+    fixed_subset: whether the same examples are poisoned in every epoch; False
+      for attacks that poison some slots of every batch.
+    cover_ratio: triggered examples that keep their label, counted as
+      `poison_ratio`; None where there are none.
   """
 
   name: str
@@ -217,6 +224,8 @@ class AttackInfo:
   poison_ratio: float | None
   clean_label: bool = False
   order: Literal['poison_augment', 'augment_poison'] = 'poison_augment'
+  fixed_subset: bool = True
+  cover_ratio: float | None = None
 
 
 class Attack(NamedTuple):
@@ -234,6 +243,13 @@ class Attack(NamedTuple):
     objective: (state, classifier, model, batch, key) -> (loss, (logits,
       ModelState)); the training loss on a poisoned batch.
     info: static facts.
+    cross: as `stamp`, with another trigger than the image's own, to which a
+      model should not answer; None where the attack has none.
+    augment: (images, keys [b]) -> images, in place of the data set's recipe
+      when the attacker trains; None = the recipe.
+    phases: (classifier, the training as one phase) -> all phases, where a
+      trigger is learned before the model or the model goes on without it;
+      None = that one phase. `Carry.extra` holds the AttackState throughout.
   """
 
   init: Callable[..., AttackState]
@@ -243,6 +259,9 @@ class Attack(NamedTuple):
   update: Callable[..., tuple[AttackState, Metrics]]
   objective: Callable[..., tuple[jax.Array, Any]]
   info: AttackInfo
+  cross: Callable[..., jax.Array] | None = None
+  augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+  phases: Callable[..., tuple['Phase', ...]] | None = None
 
 
 @pytree

@@ -125,6 +125,8 @@ def clean_model(
   """
   wanted = dict(arch_options=here.arch_options, dataset_id=here.dataset_id)
   pattern = CLEAN.value if flags.FLAGS.is_parsed() else None
+  if not pattern:
+    wanted['method'] = 'clean'  # not a robust one that an attack was crafted on
   try:
     found = zoo.find(
       context.workdir,

@@ -67,8 +67,8 @@ def flat_curves(curves, prefix: str = 'curves') -> dict[str, Any]:
 def attack_facts(victim_card: zoo.Card) -> dict[str, Any]:
   """The record fields that describe the backdoor inside."""
   facts = victim_card.attack
-  names = ('attack', 'label_mode', 'target_label', 'poison_ratio', 'num_poison')
-  return {name: facts.get(name) for name in names}
+  names = 'attack label_mode target_label poison_ratio cover_ratio num_poison'
+  return {name: facts.get(name) for name in names.split()}
 
 
 def finish(

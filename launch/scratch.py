@@ -18,7 +18,7 @@ class Job(NamedTuple):
     method: name of the attack, 'clean' for none.
     settings: fully resolved, part of the identity.
     recipe: how it is trained.
-    phase: the training.
+    phases: the training; the last one is what every method has.
     attack: the attack, None for a clean model.
   """
 
@@ -26,7 +26,7 @@ class Job(NamedTuple):
   method: str
   settings: dict[str, Any]
   recipe: training.RecipeHParams
-  phase: types.Phase
+  phases: tuple[types.Phase, ...]
   attack: types.Attack | None = None
 
 
@@ -73,14 +73,13 @@ def run(config: Any, context: cli.Context, here: world.World, job: Job):
     metrics=rates,
     attack=facts,
   )
-  curves = curves[job.phase.name]
-  steps = len(curves['loss'])
+  steps = sum(len(curve['loss']) for curve in curves.values())
   state = {'model': carry.model}
   artefact = results.finish(
     context,
     card,
     state=state | ({'attack': carry.extra} if victim else {}),
-    arrays={f'curves/{name}': values for name, values in curves.items()},
+    arrays=_curves(job, curves),
     config=config.to_dict(),
     metrics=rates,
     record=results.record(
@@ -92,12 +91,12 @@ def run(config: Any, context: cli.Context, here: world.World, job: Job):
       epochs=job.recipe.epochs,
     ),
   )
-  show.done(f'{job.method} model {artefact.name}: {_summary(rates)}')
+  show.done(f'{job.method} model {artefact.name}: {summary(rates)}')
   return artefact
 
 
 def _train(config, context, here, job, run_id):
-  """(carry, curves, timer) after the whole phase."""
+  """(carry, curves, timer) after all phases."""
   train, key = here.dataset.train, keys.root(config.seed)
   extra: Any = {}
   if job.attack is not None:
@@ -107,7 +106,7 @@ def _train(config, context, here, job, run_id):
   model = here.classifier.init(keys.stream(key, 'init'))
   with show.bar(f'{job.method} · {here.spec.name}') as (on_chunk, timer):
     carry, curves = training.run_phases(
-      (job.phase,),
+      job.phases,
       types.Carry(model=model, extra=extra),
       {'train': training.make_feed(train.images, train.labels)},
       key,
@@ -120,20 +119,29 @@ def _train(config, context, here, job, run_id):
   return carry, curves, timer
 
 
+def _curves(job: Job, curves) -> dict[str, Any]:
+  """'curves/loss' of the last phase, 'curves/<phase>/loss' of those before."""
+  *others, last = (phase.name for phase in job.phases)
+  own = {f'curves/{name}': values for name, values in curves[last].items()}
+  return own | results.flat_curves({name: curves[name] for name in others})
+
+
 def _attack_facts(job: Job, state: types.AttackState) -> dict[str, Any]:
   """The record fields that describe the backdoor."""
   assert job.attack is not None
   info = job.attack.info
+  poisoned = int(jnp.sum(state.kind == types.POISONED))
   return {
     'attack': job.method,
     'label_mode': info.label_mode,
     'target_label': info.target_label,
     'poison_ratio': info.poison_ratio,
-    'num_poison': int(jnp.sum(state.kind == types.POISONED)),
+    'cover_ratio': info.cover_ratio,
+    'num_poison': poisoned if info.fixed_subset else None,
   }
 
 
-def _summary(rates: Mapping[str, Any]) -> str:
+def summary(rates: Mapping[str, Any]) -> str:
   """'C-Acc 0.9861, ASR 1.0000, R-Acc 0.0000', without what is missing."""
   named = (('C-Acc', 'c_acc'), ('ASR', 'asr'), ('R-Acc', 'r_acc'))
   known = [(head, rates[k]) for head, k in named if rates[k] is not None]

@@ -2,8 +2,8 @@
 
 from absl import flags
 
-from bdjax import registry, types, zoo
-from launch import world
+from bdjax import checks, registry, types, zoo
+from launch import imported, world
 
 PARENTS = flags.DEFINE_string(
   'parents', None, 'Attacked models: a pattern, or several joined by commas.'
@@ -20,6 +20,12 @@ def make_defense(
 ) -> types.Defense:
   """A method on a world's network, with the victim's trigger if it needs it."""
   if knows_trigger(entry):
+    card = victim.artefact.card if victim.artefact else None
+    if card is not None and imported.is_imported(card):
+      raise checks.Unsupported(
+        f'it is made with the trigger itself, and {card.name} was imported '
+        'with triggered images only; train the attack with launch.attack.'
+      )
     return entry.make(here.classifier, hp, stamp=victim.stamp)
   return entry.make(here.classifier, hp)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax import attacks, data, eval, keys, models, registry, types, zoo
-from launch import cli
+from launch import cli, imported
 
 
 class World(NamedTuple):
@@ -146,6 +146,11 @@ class Victim(NamedTuple):
     """The test-time trigger, bound to its state."""
     return self.attack.stamp(self.state, images, key, index)
 
+  def cross(self, images, key, index):
+    """Other triggers than the images' own, of an attack that has such."""
+    assert self.attack.cross is not None
+    return self.attack.cross(self.state, images, key, index)
+
   def measure(
     self, classifier, model, images, labels, *, stamp=None, **options
   ):
@@ -199,13 +204,33 @@ _KEPT = 8
 
 def _rebuilt(artefact: zoo.Artefact, world: World) -> Victim:
   card = artefact.card
-  attack, _ = make_attack(card.method, card.hparams['method'], world)
+  if imported.is_imported(card):
+    attack, state = imported.attack_of(
+      card.hparams['imported'], zoo.load_arrays(artefact), world.dataset
+    )
+    return Victim(artefact, attack, state, load_model(artefact, world))
+  attack, _ = make_attack(
+    card.method, card.hparams['method'], world, _stand_ins(card)
+  )
   train = world.dataset.train
   shapes = attack.init(keys.root(0), np.asarray(train.images), train.labels)
   loaded = zoo.load_state(
     artefact, {'model': abstract_model(world), 'attack': shapes}
   )
   return Victim(artefact, attack, loaded['attack'], loaded['model'])
+
+
+def _stand_ins(card: zoo.Card) -> dict[str, np.ndarray]:
+  """Arrays of the assets' shapes, of ones and without memory of their own.
+
+  What an attack takes from its assets lies in its state, which is loaded; they
+  only have to be there for it to be made.
+  """
+  return {
+    name: np.broadcast_to(np.ones((), facts['dtype']), facts['shape'])
+    for name, facts in card.hparams.get('assets', {}).items()
+    if isinstance(facts, dict)  # older cards have the digest alone
+  }
 
 
 def abstract_model(world: World) -> types.ModelState:
@@ -225,13 +250,15 @@ def rates(
   victim: Victim | None = None,
   classifier: types.Classifier | None = None,
 ) -> dict[str, Any]:
-  """C-Acc and, with a victim's attack, ASR and R-Acc on the test set."""
+  """C-Acc and, with a victim's attack, ASR, R-Acc and any cross rates."""
+  has_cross = victim is not None and victim.attack.cross is not None
   return eval.evaluate(
     classifier or world.classifier,
     model,
     *world.test,
     stamp=victim.stamp if victim else None,
     relabel=victim.attack.relabel if victim else None,
+    cross=victim.cross if victim and has_cross else None,
     key=stamp_key() if victim else None,
   )
 
@@ -272,9 +299,11 @@ def poisoned_train(world: World, victim: Victim, size: int = 1000):
   """
   train = world.dataset.train
   poison = jax.jit(victim.attack.poison)
+  # Which slots of a batch are poisoned may not depend on the classes' order.
+  order = np.random.default_rng(0).permutation(len(train.labels))
   images, labels = [], []
-  for first in range(0, len(train.labels), size):
-    index = np.arange(first, min(first + size, len(train.labels)))
+  for first in range(0, len(order), size):
+    index = order[first : first + size]
     batch = {
       'image': jnp.asarray(train.images[index], jnp.float32) / 255,
       'label': jnp.asarray(train.labels[index]),
@@ -284,7 +313,8 @@ def poisoned_train(world: World, victim: Victim, size: int = 1000):
     batch = poison(victim.state, batch, stamp_key())
     images.append(np.rint(np.asarray(batch['image']) * 255).astype(np.uint8))
     labels.append(np.asarray(batch['label']))
-  return np.concatenate(images), np.concatenate(labels)
+  back = np.argsort(order)
+  return np.concatenate(images)[back], np.concatenate(labels)[back]
 
 
 def stamp_key() -> jax.Array:

@@ -7,7 +7,10 @@ which `python -m launch.prepare_data` calls.
 """
 
 from bdjax.data.augment import augment_fn as augment_fn
+from bdjax.data.augment import bilinear as bilinear
 from bdjax.data.augment import crop_flip as crop_flip
+from bdjax.data.augment import post_tensor_fn as post_tensor_fn
+from bdjax.data.augment import rotate as rotate
 from bdjax.data.augment import to_float as to_float
 from bdjax.data.catalog import REGISTRY as REGISTRY
 from bdjax.data.catalog import Entry as Entry

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bdjax import checks, data, types
+from bdjax import checks, data, keys, types
 from bdjax.eval import metrics
 
 
@@ -39,6 +39,7 @@ def count(
   *,
   stamp: Stamp | None = None,
   relabel: Relabel | None = None,
+  cross: Stamp | None = None,
   key: jax.Array | None = None,
   index: jax.Array | None = None,
   with_loss: bool = False,
@@ -57,6 +58,8 @@ def count(
     labels: int [N], true classes.
     stamp: (images float in [0, 1], key, index) -> images with the trigger.
     relabel: labels -> labels the trigger leads to.
+    cross: as `stamp`, with another trigger than an image's own; needs a
+      `stamp` beside it.
     key: typed key of the stamps; together with an image's index it fixes its
       stamp, however images are batched.
     index: int [N], positions in the data set the images were taken from;
@@ -68,6 +71,8 @@ def count(
     int32 scalars clean_hits, clean_total, non_finite (images of which a
     counted view had a non-finite logit) and, with a `stamp`, attack_hits
     (prediction = relabel(y)), robust_hits (prediction = y), triggered_total.
+    With `cross` also cross_hits (prediction = y, of all images) and
+    cross_attack_hits (prediction = relabel(y), of the triggered set).
     With `with_loss` float32 sums too: clean_loss (towards y) and, with a
     `stamp`, attack_loss (towards relabel(y), of the triggered set).
 
@@ -90,6 +95,10 @@ def count(
   """
   num = _check_arguments(images, labels, index, batch_size)
   _check_attack(stamp, relabel, key)
+  if cross is not None and stamp is None:
+    raise ValueError(
+      '`cross` counts beside the attack; give `stamp`, `relabel` and `key` too.'
+    )
   images, labels = jnp.asarray(images), jnp.asarray(labels)
   index = jnp.arange(num) if index is None else jnp.asarray(index)
 
@@ -97,19 +106,25 @@ def count(
     rows, mask = rows_and_mask
     x, y = data.to_float(images[rows]), labels[rows]
     clean = _predict(classifier, state, x)
-    counts = _clean_counts(clean, y, mask)
+    counts, broken = _clean_counts(clean, y, mask), mask & ~clean.finite
     if with_loss:
       counts |= {'clean_loss': _loss_sum(clean.logits, y, mask)}
-    if stamp is None or relabel is None:
-      return counts
+    if stamp is None or relabel is None or key is None:
+      return counts | {'non_finite': jnp.sum(broken)}
     target = relabel(y)
-    x = _apply_stamp(stamp, x, key, index[rows])
-    stamped = _predict(classifier, state, x)
-    counts |= _attack_counts(clean, stamped, y, target, mask)
+    triggered = mask & (target != y)
+    view = _apply_stamp(stamp, x, key, index[rows])
+    stamped = _predict(classifier, state, view)
+    counts |= _attack_counts(stamped, y, target, triggered)
+    broken |= triggered & ~stamped.finite
     if with_loss:
-      triggered = mask & (target != y)
-      counts['attack_loss'] = _loss_sum(stamped.logits, target, triggered)
-    return counts
+      counts |= {'attack_loss': _loss_sum(stamped.logits, target, triggered)}
+    if cross is not None:
+      view = _apply_stamp(cross, x, keys.stream(key, 'cross'), index[rows])
+      crossed = _predict(classifier, state, view)
+      counts |= _cross_counts(crossed, y, target, mask, triggered)
+      broken |= mask & ~crossed.finite
+    return counts | {'non_finite': jnp.sum(broken)}
 
   per_batch = jax.lax.map(one_batch, _padded_rows(num, batch_size))
   return jax.tree.map(lambda n: jnp.sum(n, dtype=n.dtype), per_batch)
@@ -123,6 +138,7 @@ def evaluate(
   *,
   stamp: Stamp | None = None,
   relabel: Relabel | None = None,
+  cross: Stamp | None = None,
   key: jax.Array | None = None,
   index: jax.Array | None = None,
   batch_size: int = 256,
@@ -139,12 +155,14 @@ def evaluate(
     labels: int [N], true classes.
     stamp: as in `count`.
     relabel: as in `count`.
+    cross: as in `count`.
     key: as in `count`.
     index: as in `count`.
     batch_size: as in `count`.
 
   Returns:
-    c_acc, asr, r_acc, n_clean_test, n_triggered_test, finite; see `rates`.
+    c_acc, asr, r_acc, n_clean_test, n_triggered_test, finite and, with a
+    `cross`, cross_acc and cross_asr; see `rates`.
 
   Raises:
     TypeError: as `count`.
@@ -159,12 +177,12 @@ def evaluate(
     ...          np.arange(4) % 3)['c_acc']
     0.25
   """
-  program = _compiled(classifier, stamp, relabel, batch_size)
+  program = _compiled(classifier, stamp, relabel, cross, batch_size)
   return metrics.rates(program(state, images, labels, key, index))
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(classifier, stamp, relabel, batch_size):
+def _compiled(classifier, stamp, relabel, cross, batch_size):
   """The jitted `count` of one set of functions."""
 
   @jax.jit
@@ -176,6 +194,7 @@ def _compiled(classifier, stamp, relabel, batch_size):
       labels,
       stamp=stamp,
       relabel=relabel,
+      cross=cross,
       key=key,
       index=index,
       batch_size=batch_size,
@@ -206,26 +225,32 @@ def _loss_sum(logits, labels, mask):
 
 def _clean_counts(clean, y, mask):
   """Counts of one batch without its trigger."""
-  _, predicted, finite = clean
   return {
-    'clean_hits': jnp.sum(mask & finite & (predicted == y)),
+    'clean_hits': _hits(clean, y, mask),
     'clean_total': jnp.sum(mask),
-    'non_finite': jnp.sum(mask & ~finite),
   }
 
 
-def _attack_counts(clean, stamped, y, target, mask):
-  """Counts of one batch with its trigger; an image is non-finite once."""
-  _, predicted, finite = stamped
-  triggered = mask & (target != y)
-  hit = lambda wanted: jnp.sum(triggered & finite & (predicted == wanted))
-  broken = (mask & ~clean.finite) | (triggered & ~finite)
+def _attack_counts(stamped, y, target, triggered):
+  """Counts of one batch with its trigger."""
   return {
-    'attack_hits': hit(target),
-    'robust_hits': hit(y),
+    'attack_hits': _hits(stamped, target, triggered),
+    'robust_hits': _hits(stamped, y, triggered),
     'triggered_total': jnp.sum(triggered),
-    'non_finite': jnp.sum(broken),
   }
+
+
+def _cross_counts(crossed, y, target, mask, triggered):
+  """Counts of one batch with triggers that should not work."""
+  return {
+    'cross_hits': _hits(crossed, y, mask),
+    'cross_attack_hits': _hits(crossed, target, triggered),
+  }
+
+
+def _hits(view, wanted, mask):
+  """Images that count and are given the wanted class."""
+  return jnp.sum(mask & view.finite & (view.classes == wanted))
 
 
 def _apply_stamp(stamp, images, key, index):

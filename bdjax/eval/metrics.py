@@ -7,6 +7,11 @@ image and r the attack's rule for labels:
   asr   = mean [ŷ(T(x)) = r(y)]    over the test images with r(y) ≠ y
   r_acc = mean [ŷ(T(x)) = y]       over the same images, so asr + r_acc ≤ 1
 
+With C(x) the image with another trigger than its own:
+
+  cross_acc = mean [ŷ(C(x)) = y]     over all test images
+  cross_asr = mean [ŷ(C(x)) = r(y)]  over the test images with r(y) ≠ y
+
 All are fractions in [0, 1]. What is missing is None, never 0.
 """
 
@@ -20,6 +25,7 @@ from bdjax import checks
 
 CLEAN_COUNTS = ('clean_hits', 'clean_total', 'non_finite')
 ATTACK_COUNTS = ('attack_hits', 'robust_hits', 'triggered_total')
+CROSS_COUNTS = ('cross_hits', 'cross_attack_hits')
 LOSSES = {'clean_loss': 'clean_total', 'attack_loss': 'triggered_total'}
 
 
@@ -99,14 +105,15 @@ def rates(counts: Mapping[str, Any]) -> dict[str, Any]:
 
   Args:
     counts: int scalars of one model, or int arrays [m] of a stack. The three
-      counts of the attack may be absent.
+      counts of the attack may be absent, and those of a cross trigger.
 
   Returns:
     c_acc, asr, r_acc as floats, n_clean_test, n_triggered_test as ints,
     finite (no image had a non-finite logit) as a bool; for a stack, arrays [m]
     of them. Rates without an attack or without images are None (NaN where
-    only some members of a stack have none). Where the losses were summed,
-    clean_loss and attack_loss too: means over images, in nats.
+    only some members of a stack have none). Where cross triggers were
+    counted, cross_acc and cross_asr too; where the losses were summed,
+    clean_loss and attack_loss: means over images, in nats.
 
   Raises:
     ValueError: if counts are unknown or missing.
@@ -127,6 +134,11 @@ def rates(counts: Mapping[str, Any]) -> dict[str, Any]:
     'n_triggered_test': counts.get('triggered_total'),
     'finite': counts['non_finite'] == 0,
   }
+  if 'cross_hits' in counts:
+    result |= {
+      'cross_acc': _share(counts, 'cross_hits', 'clean_total'),
+      'cross_asr': _share(counts, 'cross_attack_hits', 'triggered_total'),
+    }
   for loss, total in LOSSES.items():
     if loss in counts:
       result[loss] = _share(counts, loss, total)
@@ -137,10 +149,11 @@ def _check_counts(counts: Mapping[str, Any]) -> None:
   """Refuses unknown, missing and traced counts."""
   names = set(counts) - LOSSES.keys()
   known = set(CLEAN_COUNTS + ATTACK_COUNTS)
-  if names not in (set(CLEAN_COUNTS), known):
+  if names not in (set(CLEAN_COUNTS), known, known | set(CROSS_COUNTS)):
     raise ValueError(
       f'Got the counts {sorted(names)}; expected {sorted(CLEAN_COUNTS)}, with '
-      f'an attack also {sorted(ATTACK_COUNTS)}. Make them with eval.count.'
+      f'an attack also {sorted(ATTACK_COUNTS)} and possibly '
+      f'{sorted(CROSS_COUNTS)}. Make them with eval.count.'
     )
   if not all(checks.is_concrete(x) for x in jax.tree.leaves(dict(counts))):
     raise TypeError(

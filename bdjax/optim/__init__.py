@@ -1,4 +1,4 @@
-"""Optimizers on the clock, schedules, SAM, displacements, hypergradients."""
+"""Optimizers, schedules, SAM, displacements, hypergradients, balance."""
 
 from bdjax.optim.adam import adam as adam
 from bdjax.optim.amsgrad import AmsgradState as AmsgradState
@@ -6,6 +6,7 @@ from bdjax.optim.amsgrad import amsgrad as amsgrad
 from bdjax.optim.amsgrad import scale_by_amsgrad as scale_by_amsgrad
 from bdjax.optim.displacement import displacement as displacement
 from bdjax.optim.implicit import hypergradient as hypergradient
+from bdjax.optim.min_norm import min_norm_weight as min_norm_weight
 from bdjax.optim.sam import asam_perturbation as asam_perturbation
 from bdjax.optim.sam import sam as sam
 from bdjax.optim.schedules import Schedule as Schedule

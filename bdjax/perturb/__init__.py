@@ -1,6 +1,7 @@
 """Input perturbations: projections, a kind clip, descent, search, inversion."""
 
 from bdjax.perturb.clip import clip_unit as clip_unit
+from bdjax.perturb.deepfool import deepfool as deepfool
 from bdjax.perturb.generated import attacker_loss as attacker_loss
 from bdjax.perturb.generated import identity_loss as identity_loss
 from bdjax.perturb.generated import normalized_mse as normalized_mse

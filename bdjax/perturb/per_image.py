@@ -26,6 +26,7 @@ def sign_descent(
   eps: float | jax.Array,
   norm: projections.Norm | None,
   num_steps: int,
+  images: jax.Array | None = None,
 ) -> jax.Array:
   """Projected signed-gradient descent (PGD), one perturbation per image.
 
@@ -34,7 +35,8 @@ def sign_descent(
   The sign makes the sum or mean over the batch, and its size, immaterial; an
   image without gradient stays where it is.
 
-  Space:       pixel [0, 1]; the loss decides whether sums are clipped.
+  Space:       pixel [0, 1]; with `images`, image and perturbation together
+               stay in it, otherwise the loss decides whether sums are clipped.
   Guarantees:  - every result is inside its own ball.
                - images do not see each other where the loss is a sum of terms
                  of single images.
@@ -48,6 +50,8 @@ def sign_descent(
     eps: radius in [0, 1] units, may be traced.
     norm: 'linf' | 'l2' | 'l1', per image; None = no ball.
     num_steps: static.
+    images: [b, h, w, c] in [0, 1] that the perturbations belong to, which are
+      then also brought back so that no sum leaves [0, 1]; None = no such box.
 
   Returns:
     [b, h, w, c].
@@ -64,6 +68,9 @@ def sign_descent(
 
   def step(deltas, _):
     moved = deltas - step_size * jnp.sign(jax.grad(loss_fn)(deltas))
-    return project_each(moved, eps, norm), None
+    moved = project_each(moved, eps, norm)
+    if images is not None:
+      moved = jnp.clip(images + moved, 0, 1) - images
+    return moved, None
 
   return jax.lax.scan(step, deltas, None, length=num_steps)[0]

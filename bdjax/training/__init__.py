@@ -1,5 +1,7 @@
 """The one loop, the phases that most methods are made of, and their losses."""
 
+from bdjax.training.adversarial import AdversaryHParams as AdversaryHParams
+from bdjax.training.adversarial import adversarial as adversarial
 from bdjax.training.feature_map import Seen as Seen
 from bdjax.training.feature_map import see as see
 from bdjax.training.feature_map import see_from as see_from
@@ -30,6 +32,7 @@ from bdjax.training.losses import smoothed_kl as smoothed_kl
 from bdjax.training.losses import unlikelihood as unlikelihood
 from bdjax.training.phases import FitState as FitState
 from bdjax.training.phases import Remembered as Remembered
+from bdjax.training.phases import attack_phases as attack_phases
 from bdjax.training.phases import descent as descent
 from bdjax.training.phases import fit as fit
 from bdjax.training.phases import implant as implant

@@ -240,19 +240,21 @@ def implant(
     classifier: the network.
     attack: what to implant.
     optimizer: see `descent`.
-    augment: (images, keys [b]) -> images, or None.
+    augment: (images, keys [b]) -> images, or None; an attack that has an
+      `augment` of its own uses that.
     **length: the remaining fields of the `Phase`; `augment` is not among them.
 
   Returns:
     The phase.
   """
+  change = attack.augment or augment
 
   def augmented(batch, clock):
-    if augment is None:
+    if change is None:
       return batch
     key = keys.stream(clock.key, 'augment')
     per_example = keys.per_example(key, batch['index'])
-    return {**batch, 'image': augment(batch['image'], per_example)}
+    return {**batch, 'image': change(batch['image'], per_example)}
 
   def prepare(attack_state, model, batch, clock):
     key = keys.stream(clock.key, 'trigger')
@@ -272,3 +274,27 @@ def implant(
     return attack.objective(attack_state, classifier, model, batch, key)
 
   return descent(objective, optimizer, prepare=prepare, **length)
+
+
+def attack_phases(
+  classifier: types.Classifier,
+  attack: types.Attack,
+  optimizer: optax.GradientTransformationExtraArgs,
+  **options: Any,
+) -> tuple[types.Phase, ...]:
+  """All phases of an attack that is carried out: `implant` and its own ones.
+
+  Args:
+    classifier: the network.
+    attack: what to implant.
+    optimizer: see `descent`.
+    **options: the remaining arguments of `implant`; `num_epochs` is the length
+      of all phases together.
+
+  Returns:
+    The phases; the last one is the training whose result is kept.
+  """
+  phase = implant(classifier, attack, optimizer, **options)
+  if attack.phases is None:
+    return (phase,)
+  return attack.phases(classifier, phase)

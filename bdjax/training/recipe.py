@@ -4,7 +4,7 @@ import optax
 
 from bdjax import checks, optim, types
 
-SCHEDULES = ('constant', 'cosine_epoch', 'cyclic_iter')
+SCHEDULES = ('constant', 'cosine_epoch', 'cyclic_iter', 'step_epoch')
 
 
 @types.hparams
@@ -19,9 +19,11 @@ class RecipeHParams:
     lr: learning rate at the start.
     momentum: heavy-ball momentum.
     weight_decay: added to the gradient before momentum, on all parameters.
-    schedule: 'constant' | 'cosine_epoch' | 'cyclic_iter' (see `schedule`).
+    schedule: 'constant' | 'cosine_epoch' | 'cyclic_iter' | 'step_epoch' (see
+      `schedule`).
     t_max: half period of the cosine in epochs (cosine_epoch) or steps
-      (cyclic_iter); None = all epochs, and 100 steps.
+      (cyclic_iter), or epochs between drops (step_epoch); None = all epochs,
+      100 steps and 100 epochs.
   """
 
   epochs: int = 100
@@ -38,7 +40,8 @@ def schedule(name: str, lr, t_max: int | None) -> optim.Schedule:
 
   Args:
     name: 'constant'; 'cosine_epoch', one cosine from lr to 0, constant within
-      an epoch; 'cyclic_iter', a periodic cosine per step.
+      an epoch; 'cyclic_iter', a periodic cosine per step; 'step_epoch', a
+      tenth of it after every `t_max` epochs.
     lr: learning rate at the start, may be traced.
     t_max: half period, see `RecipeHParams`.
 
@@ -55,7 +58,19 @@ def schedule(name: str, lr, t_max: int | None) -> optim.Schedule:
     return optim.constant(lr)
   if name == 'cosine_epoch':
     return optim.cosine_epochs(lr, t_max)
-  return optim.cosine_steps(lr, t_max or 100)
+  if name == 'cyclic_iter':
+    return optim.cosine_steps(lr, t_max or 100)
+  return _drops(lr, t_max or 100)
+
+
+def _drops(lr, every: int) -> optim.Schedule:
+  """A tenth of the rate after every so many epochs of the phase."""
+
+  def drop(clock: types.Clock):
+    boundaries = range(every, clock.num_epochs, every)
+    return optim.step_epochs(lr, boundaries)(clock)
+
+  return drop
 
 
 def optimizer(hp) -> optax.GradientTransformationExtraArgs:

@@ -2,11 +2,16 @@
 
 A run's name is a digest of what decides its numbers (`digest`); its folder is
 written whole or not at all (`artefacts`, `store`); it is found again by
-pattern (`query`); what was measured is one line of JSON (`records`); how far
-an unfinished run got survives a kill (`progress`). Only `store` knows Orbax.
+pattern (`query`), a crafted asset by its recipe (`assets`); what was measured
+is one line of JSON (`records`); how far an unfinished run got survives a kill
+(`progress`). Only `store` knows Orbax.
+What others trained comes in through `torch_files`, which runs no code of a
+file, `torch_states`, `backdoorbench` and `triggered`.
 """
 
 from bdjax.zoo import artefacts as artefacts
+from bdjax.zoo import assets as assets
+from bdjax.zoo import backdoorbench as backdoorbench
 from bdjax.zoo import cards as cards
 from bdjax.zoo import digest as digest
 from bdjax.zoo import environment as environment
@@ -16,6 +21,9 @@ from bdjax.zoo import query as query
 from bdjax.zoo import records as records
 from bdjax.zoo import store as store
 from bdjax.zoo import tables as tables
+from bdjax.zoo import torch_files as torch_files
+from bdjax.zoo import torch_states as torch_states
+from bdjax.zoo import triggered as triggered
 from bdjax.zoo.artefacts import Artefact as Artefact
 from bdjax.zoo.artefacts import exists as exists
 from bdjax.zoo.artefacts import load_arrays as load_arrays

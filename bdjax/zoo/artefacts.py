@@ -18,11 +18,9 @@ import json
 import os
 import pathlib
 import shutil
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from bdjax import checks
@@ -273,7 +271,7 @@ def _fill(
   }
   if arrays:
     (folder / 'arrays').mkdir()
-    parts[_ARRAYS] = _to_npz(arrays)
+    parts[_ARRAYS] = files.to_npz(arrays)
   for name, part in parts.items():
     files.write_bytes(folder / name, part)
   content = {name: files.sha256(part) for name, part in parts.items()}
@@ -282,23 +280,6 @@ def _fill(
   files.sync_tree(folder)
   files.write_bytes(folder / _DONE, files.to_json({'sha256': content}))
   files.sync(folder)
-
-
-def _to_npz(arrays: Mapping[str, Any]) -> bytes:
-  host = {k: np.asarray(jax.device_get(v)) for k, v in arrays.items()}
-  for name, array in host.items():
-    if array.dtype.kind in 'OV':
-      raise TypeError(
-        f'`{name}` has dtype {array.dtype}, which NumPy files do not hold; '
-        'convert it to float32 first.'
-      )
-  buffer = io.BytesIO()
-  # By hand, as np.savez has no room for arrays named 'file'.
-  with zipfile.ZipFile(buffer, 'w') as archive:
-    for name, array in host.items():
-      with archive.open(f'{name}.npy', 'w', force_zip64=True) as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)
-  return buffer.getvalue()
 
 
 def _checked(path: pathlib.Path, part: str, expected: str) -> bytes:

@@ -7,6 +7,7 @@ reader, and is removed when the same thing is written again.
 
 import errno
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -14,8 +15,12 @@ import platform
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax
+import numpy as np
 
 TEMPORARY = '.tmp-'
 _FOREIGN_AGE = 24 * 3600  # seconds another host's leftover is left alone
@@ -54,6 +59,28 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 def to_json(value: Any) -> bytes:
   """Readable JSON: indented, keys in the given order."""
   return (json.dumps(value, indent=2, allow_nan=False) + '\n').encode()
+
+
+def to_npz(arrays: Mapping[str, Any]) -> bytes:
+  """The content of an .npz file with named arrays.
+
+  Raises:
+    TypeError: for arrays of Python objects.
+  """
+  host = {k: np.asarray(jax.device_get(v)) for k, v in arrays.items()}
+  for name, array in host.items():
+    if array.dtype.kind in 'OV':
+      raise TypeError(
+        f'`{name}` has dtype {array.dtype}, which NumPy files do not hold; '
+        'convert it to float32 first.'
+      )
+  buffer = io.BytesIO()
+  # By hand, as np.savez has no room for arrays named 'file'.
+  with zipfile.ZipFile(buffer, 'w') as archive:
+    for name, array in host.items():
+      with archive.open(f'{name}.npy', 'w', force_zip64=True) as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)
+  return buffer.getvalue()
 
 
 def sha256(content: bytes) -> str:

@@ -42,7 +42,8 @@ FIELDS = {
   'source_label': 'only class that is attacked, null for every class',
   'poison_ratio': 'poisoned examples / whole training set',
   'cover_ratio': 'triggered but not relabelled / whole training set',
-  'num_poison': 'number of poisoned training examples',
+  'num_poison': 'number of poisoned training examples, null where no fixed '
+  'subset is poisoned',
   'trigger_params_hash': "SHA-256 of the trigger's parameters",
   'defense': 'registry key of the defense, null for none',
   'defense_stage': 'none, pre_training, training, post_training or inference',
@@ -67,6 +68,9 @@ FIELDS = {
   'asr_drop': 'asr before − after',
   'c_acc_std': 'standard deviation of c_acc over seeds, aggregates only',
   'asr_std': 'standard deviation of asr over seeds, aggregates only',
+  'cross_acc': 'images with a cross trigger classified right / test images',
+  'cross_asr': 'images with a cross trigger sent to relabel(y) / those with '
+  'relabel(y) ≠ y',
   'n_clean_test': 'number of clean test images counted',
   'n_triggered_test': 'number of triggered test images with relabel(y) ≠ y',
   'c_acc_per_class': 'c_acc by true class, a list',
@@ -176,6 +180,7 @@ FIELDS = {
 
 FRACTIONS = frozenset(
   'poison_ratio cover_ratio clean_ratio c_acc asr r_acc der rir '
+  'cross_acc cross_asr '
   'c_acc_per_class asr_per_source_class base_c_acc base_asr base_r_acc '
   'clean_model_c_acc tpr fpr detection_precision f1 f_w9 accuracy auroc auprc '
   'tpr_at_fpr_0.001 tpr_at_fpr_0.01 tpr_at_fpr_0.05 tpr_at_fpr_0.1 '

@@ -26,6 +26,8 @@ COLUMNS = (
 
 # The same of what only some studies measure; shown where there is anything.
 MORE_COLUMNS = (
+  ('cross_acc', 'cross accuracy', True),
+  ('cross_asr', 'cross ASR', True),
   ('black_box_asr', 'black-box', True),
   ('transfer_asr', 'transfer', True),
   ('qra_asr', 'QRA', True),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
+from scipy import ndimage
 
 from bdjax import data, keys
 
@@ -121,6 +122,139 @@ class AugmentFnTest(parameterized.TestCase):
     turned = np.all(out == images[:, :, ::-1], (1, 2, 3))
     self.assertTrue(np.all(same ^ turned))
     self.assertTrue(0 < same.sum() < 20)
+
+
+class BilinearTest(parameterized.TestCase):
+  def test_hand_computed_points(self):
+    image = jnp.arange(4.0).reshape(1, 2, 2, 1)  # 0 1 / 2 3
+    rows = jnp.asarray([[[0.0, 0.5, 1.0, -0.5, 1.0]]])
+    columns = jnp.asarray([[[0.25, 0.5, 1.0, 0.0, 1.5]]])
+    got = data.bilinear(image, rows, columns, 8.0)[0, 0, :, 0]
+    np.testing.assert_allclose(got, [0.25, 1.5, 3.0, 4.0, 5.5])
+
+  def test_whole_coordinates_give_the_pixels(self):
+    images = some_images(2)
+    rows, columns = np.mgrid[:8, :8].astype(np.float32)
+    tile = lambda x: jnp.asarray(np.stack([x, x]))
+    got = data.bilinear(images, tile(columns), tile(rows))
+    np.testing.assert_array_equal(got, jnp.swapaxes(images, 1, 2))
+
+  def test_equals_a_library(self):
+    images = some_images(1)
+    points = np.random.default_rng(1).uniform(-2, 10, (2, 1, 5, 7))
+    rows, columns = jnp.asarray(points, jnp.float32)
+    got = data.bilinear(images, rows, columns, jnp.asarray([0.1, 0.2, 0.3]))
+    for channel, fill in enumerate((0.1, 0.2, 0.3)):
+      want = ndimage.map_coordinates(
+        images[0, ..., channel],
+        [rows[0], columns[0]],
+        order=1,
+        mode='grid-constant',
+        cval=fill,
+      )
+      np.testing.assert_allclose(got[0, ..., channel], want, atol=1e-6)
+
+
+class RotateTest(parameterized.TestCase):
+  @parameterized.parameters(False, True)
+  def test_zero_is_the_identity(self, nearest):
+    images = some_images(3)
+    got = data.rotate(images, jnp.zeros(3), 0.5, nearest=nearest)
+    np.testing.assert_array_equal(got, images)
+
+  @parameterized.parameters(False, True)
+  def test_quarter_turns(self, nearest):
+    images = some_images(2)
+    got = data.rotate(images, jnp.asarray([90.0, -90.0]), nearest=nearest)
+    turned = [np.rot90(images[0], 1), np.rot90(images[1], -1)]
+    flip = [np.rot90(images[0], -1), np.rot90(images[1], 1)]
+    either = min(np.abs(got - np.stack(x)).max() for x in (turned, flip))
+    # A corner that lies a rounding error outside gets as much of the fill.
+    self.assertLess(either, 1e-5)
+
+  def test_corners_get_the_fill(self):
+    got = data.rotate(jnp.ones((1, 9, 9, 2)), jnp.asarray([45.0]), 0.25)
+    np.testing.assert_array_equal(got[0, 0, 0], [0.25, 0.25])
+    np.testing.assert_allclose(got[0, 4, 4], [1, 1])
+
+
+class PostTensorTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.keys = jax.random.split(jax.random.key(0), 6)
+
+  def augment(self, images, keys=None, spec=CIFAR, **kwargs):
+    fn = data.post_tensor_fn(spec, **kwargs)
+    return np.asarray(fn(images, self.keys if keys is None else keys))
+
+  def test_fill_is_zero_where_the_model_sees_it(self):
+    white = jnp.ones((6, 32, 32, 3))
+    got = self.augment(white, crop_rate=1.0, rotation_rate=0.0)
+    mean, std = np.float32(CIFAR.mean), np.float32(CIFAR.std)
+    normalized = (got - mean) / std
+    empty = np.all(got != 1, axis=-1)
+    self.assertTrue(0 < empty.mean() < 0.4)
+    np.testing.assert_array_equal(normalized[empty], 0)
+
+  def test_nothing_drawn_is_the_identity(self):
+    spec = dataclasses.replace(CIFAR, flip=False)
+    images = some_images(6, 32)
+    got = self.augment(images, spec=spec, crop_rate=0.0, rotation_rate=0.0)
+    np.testing.assert_array_equal(got, images)
+
+  @parameterized.parameters((8, 1), (16, 2), (32, 5), (64, 5))
+  def test_padding_shrinks_with_small_images(self, side, want):
+    spec = dataclasses.replace(
+      CIFAR, image_shape=(side, side, 3), flip=False, mean=(0.0,) * 3
+    )
+    keys = jax.random.split(jax.random.key(1), 80)
+    got = self.augment(
+      jnp.ones((80, side, side, 3)),
+      keys,
+      spec,
+      crop_rate=1.0,
+      rotation_rate=0.0,
+    )
+    lost = (got[..., 0] == 0).all(axis=2).sum(axis=1)
+    self.assertEqual(lost.max(), want)
+
+  def test_branches_are_drawn_once_for_a_batch(self):
+    spec = dataclasses.replace(CIFAR, flip=False)
+    fn = jax.jit(data.post_tensor_fn(spec, rotation_rate=0.0))
+    images = some_images(6, 32)
+    changed = []
+    for i in range(60):
+      keys = jax.random.split(jax.random.key(i), 6)
+      got = np.asarray(fn(images, keys))
+      changed.append(np.any(got != np.asarray(images), axis=(1, 2, 3)))
+    changed = np.asarray(changed)
+    cropped = changed.any(axis=1)
+    # An image stays where it is with probability 1/121 even then.
+    self.assertGreater(changed[cropped].mean(), 0.95)
+    self.assertBetween(cropped.mean(), 0.65, 0.95)
+
+  @parameterized.parameters(False, True)
+  def test_images_go_their_own_ways_unless_shared(self, shared):
+    same = jnp.tile(some_images(1, 32), (6, 1, 1, 1))
+    got = self.augment(same, shared=shared, crop_rate=1.0, rotation_rate=1.0)
+    self.assertEqual(len(np.unique(got, axis=0)), 1 if shared else 6)
+
+  def test_shared_takes_the_nearest_pixels(self):
+    images = some_images(6, 32)
+    got = self.augment(images, shared=True, crop_rate=0.0, rotation_rate=1.0)
+    known = np.float32([*np.unique(images), *CIFAR.mean])
+    self.assertTrue(np.isin(got, known).all())
+    self.assertGreater(np.abs(got - np.asarray(images)).max(), 0)
+
+  @parameterized.parameters(
+    (dict(crop=-1), '`crop=-1` must not be negative'),
+    (dict(rotation=-1.0), '`rotation=-1.0` must not be negative'),
+    (dict(crop_rate=1.5), '`crop_rate=1.5` is not in'),
+    (dict(rotation_rate=-0.5), '`rotation_rate=-0.5` is not in'),
+  )
+  def test_bad_values(self, values, message):
+    with self.assertRaisesRegex(ValueError, message):
+      data.post_tensor_fn(CIFAR, **values)
 
 
 class ToFloatTest(parameterized.TestCase):

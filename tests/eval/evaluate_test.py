@@ -195,6 +195,48 @@ class EvaluateTest(parameterized.TestCase):
     expected = -log_p[LABELS != TARGET, TARGET].mean()
     self.assertAlmostEqual(rates['attack_loss'], expected, delta=1e-5)
 
+  @parameterized.parameters(4, 100)
+  def test_cross_triggers_are_counted_on_all_images(self, batch_size):
+    state = NET.init(jax.random.key(5))
+    cross = lambda x, key, index: x[:, ::-1]
+    counts = evaluation.count(
+      NET,
+      state,
+      IMAGES,
+      LABELS,
+      stamp=noise,
+      relabel=to_target,
+      cross=cross,
+      key=jax.random.key(3),
+      batch_size=batch_size,
+    )
+    logits, _ = NET.apply(state, np.float32(IMAGES[:, ::-1]) / 255)
+    said = np.argmax(logits, -1)
+    hits = np.sum((said == TARGET) & (LABELS != TARGET))
+    plain = as_ints(count(state))
+    want = {'cross_hits': np.sum(said == LABELS), 'cross_attack_hits': hits}
+    self.assertEqual(as_ints(counts), plain | want)
+    self.assertGreater(want['cross_hits'], 0)
+
+  def test_a_broken_cross_view_is_not_finite(self):
+    broken = lambda x, key, index: x * jnp.nan
+    rates = evaluation.evaluate(
+      NET,
+      self.state,
+      IMAGES,
+      LABELS,
+      stamp=noise,
+      relabel=to_target,
+      cross=broken,
+      key=jax.random.key(3),
+    )
+    self.assertEqual((rates['cross_acc'], rates['finite']), (0.0, False))
+    self.assertIsNotNone(rates['asr'])
+
+  def test_cross_needs_an_attack(self):
+    with self.assertRaisesRegex(ValueError, '`cross` counts beside'):
+      evaluation.count(NET, self.state, IMAGES, LABELS, cross=identity)
+
   def test_stack_equals_loop(self):
     states = [NET.init(jax.random.key(i)) for i in range(3)]
     stacked = tree.stack(states)

@@ -84,6 +84,14 @@ class MetricsTest(parameterized.TestCase):
     np.testing.assert_allclose(rates['asr'], [0.375, 0.375, np.nan])
     np.testing.assert_array_equal(rates['finite'], [True, True, False])
 
+  def test_cross_rates_have_totals_of_their_own(self):
+    cross = {'cross_hits': 6, 'cross_attack_hits': 2}
+    rates = metrics.rates(COUNTS | ATTACK | cross)
+    self.assertEqual((rates['cross_acc'], rates['cross_asr']), (0.5, 0.25))
+    without = metrics.rates(COUNTS | ATTACK)
+    self.assertNotIn('cross_acc', without)
+    self.assertEqual(rates, without | {'cross_acc': 0.5, 'cross_asr': 0.25})
+
   def test_unknown_counts_are_named(self):
     with self.assertRaisesRegex(ValueError, 'eval.count'):
       metrics.rates(COUNTS | {'attack_hits': 1})

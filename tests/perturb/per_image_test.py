@@ -47,6 +47,18 @@ class SignDescentTest(parameterized.TestCase):
     np.testing.assert_allclose(lengths(got, norm)[:2], 0.25, rtol=1e-5)
     np.testing.assert_array_equal(got[2], start[2])
 
+  def test_stays_in_the_unit_interval_of_its_image(self):
+    images = jnp.asarray([0.0, 0.5, 1.0])[:, None, None, None]
+    images = images * jnp.ones(SHAPE)
+    got = images + descend(images=images, eps=0.4, num_steps=9)
+    self.assertBetween(float(got.min()), 0, 1)
+    self.assertBetween(float(got.max()), 0, 1)
+    # Where the pull turns back inside, an image at the edge comes along.
+    turning = lambda d: jnp.sum((images + d - 0.95) ** 2)
+    start = jnp.full(SHAPE, 0.4)
+    back = images + descend(start, turning, images=images, num_steps=4, eps=0.9)
+    np.testing.assert_allclose(back[1], 0.95, atol=0.1)
+
   def test_image_without_gradient_stays(self):
     start = jnp.full(SHAPE, 0.3)
     got = descend(start, lambda d: jnp.sum(d[:1]), num_steps=2)

@@ -290,6 +290,15 @@ class ImplantTest(parameterized.TestCase):
     np.testing.assert_allclose(metrics['loss'], mean + 1, rtol=1e-5)
     np.testing.assert_allclose(carry.extra.trigger['seen'], mean, rtol=1e-5)
 
+  def test_an_augmentation_of_the_attack_stands_in_for_the_recipe(self):
+    attack = recording_attack('poison_augment')._replace(
+      augment=lambda images, keys: images / 4
+    )
+    phase = training.implant(NET, attack, sgd(), augment=half, **LENGTH)
+    _, metrics = one_step(phase, NET.init(KEY), attack_state())
+    mean = (float(jnp.mean(batch()['image'])) + 1) / 4
+    np.testing.assert_allclose(metrics['loss'], mean + 1, rtol=1e-5)
+
   def test_without_augmentation(self):
     phase = training.implant(
       NET, recording_attack('poison_augment'), sgd(), **LENGTH

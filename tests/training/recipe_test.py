@@ -28,6 +28,11 @@ class ScheduleTest(parameterized.TestCase):
     ('cyclic_iter', None, clock(100), 0.0),
     ('cyclic_iter', None, clock(200), 0.2),
     ('cyclic_iter', 10, clock(5), 0.1),
+    # a tenth after every 100 epochs unless given
+    ('step_epoch', None, clock(999, 9), 0.2),
+    ('step_epoch', 4, clock(399, 3), 0.2),
+    ('step_epoch', 4, clock(400, 4), 0.02),
+    ('step_epoch', 4, clock(999, 9), 0.002),
   )
   def test_by_name(self, name, t_max, at, want):
     rate = training.schedule(name, 0.2, t_max)(at)
