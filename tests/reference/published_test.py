@@ -1,6 +1,7 @@
 """Published figures: hulls, patterns, bands, and the commands that run them."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from absl.testing import parameterized
 from bdjax import attacks, defenses
 from tests.launch import toy
 from tests.reference import published, run
+
+WORKDIR = 'BDJAX_PUBLISHED_WORKDIR'
 
 
 def row(attack='blended', defense=None, c_acc=0.93, asr=0.98):
@@ -42,6 +45,12 @@ class CompareTest(parameterized.TestCase):
   def test_pattern_and_band(self, values, same_pattern, in_band):
     (one,) = published.compare([row(**values)])
     self.assertEqual((one.same_pattern, one.in_band), (same_pattern, in_band))
+
+  def test_attacks_themselves_have_narrower_bands(self):
+    of = lambda **values: published.compare([row('ssba', **values)])[0].in_band
+    self.assertTrue(of(c_acc=0.92, asr=0.95))
+    self.assertFalse(of(c_acc=0.92, asr=0.945))
+    self.assertFalse(of(c_acc=0.915, asr=0.95))
 
   def test_rows_without_a_published_cell_are_left_out(self):
     rows = [row('none'), row(defense='mcr'), row(asr=None), row(attack=None)]
@@ -74,6 +83,40 @@ class CommandsTest(parameterized.TestCase):
     attack = toy.parse(lines[1][1].removeprefix('--config='))
     self.assertEqual(attack.arch.width, 16)
     self.assertEqual(lines[2][2], '--parents=attacked/cifar10/*')
+
+  def test_attacks_alone_at_their_published_ratios(self):
+    lines = run.commands('cifar10', list(published.ATTACKS), [])
+    attack = [line for line in lines if line[0] == 'attack']
+    self.assertEqual(lines[-1][0], 'report')
+    self.assertLen(attack, len(lines) - 2)
+    for name, (_, word, *more) in zip(published.ATTACKS, attack, strict=True):
+      config = toy.parse(word.removeprefix('--config='))
+      self.assertEqual(config.name, name)
+      ratio = published.RATIOS.get(name)
+      want = [f'--config.method.poison_ratio={ratio}'] if ratio else []
+      self.assertEqual(more, want)
+
+  @pytest.mark.gpu
+  @pytest.mark.data
+  def test_attacks_reach_their_published_figures(self):
+    """Hours: it goes on where a workdir stands, and has to be asked for."""
+    if WORKDIR not in os.environ:
+      self.skipTest(f'set {WORKDIR} to the folder that keeps the models')
+    workdir = pathlib.Path(os.environ[WORKDIR])
+    run.main(
+      [
+        f'--workdir={workdir}',
+        f'--data_dir={os.environ["BDJAX_DATA_DIR"]}',
+        '--attacks=all',
+        '--defenses=none',
+        f'--results={workdir / "results"}',
+      ]
+    )
+    (path,) = (workdir / 'results').glob('cifar10-*.json')
+    found = json.loads(path.read_text())['comparison']
+    self.assertLen(found, len(published.ATTACKS))
+    missed = [one for one in found if not one['in_band']]
+    self.assertEmpty(missed)
 
   @pytest.mark.slow
   def test_rehearsal_on_the_toy_world(self):

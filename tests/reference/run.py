@@ -6,6 +6,11 @@ Full CIFAR-10, PreAct-ResNet18 of width 64, 10 % poisoning, 5 % clean data: for
 a GPU. Every stage is a launcher of its own; a run that was cut off goes on
 where it was, and what is finished is not run again. Table and figures are those
 of `launch.report`; the comparison goes to tests/reference/results/ as JSON.
+All attacks with published figures, without defenses:
+
+python -m tests.reference.run --workdir=DIR --data_dir=DIR --attacks=all \\
+  --defenses=none
+
 A rehearsal on any machine, without figures to compare with:
 
 python -m tests.reference.run --workdir=DIR --dataset=synthetic --quick \\
@@ -18,6 +23,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import jax
 
@@ -40,7 +46,7 @@ def commands(
   Args:
     dataset: registry key.
     attacks: registry keys.
-    defenses: registry keys.
+    defenses: registry keys; none = the attacks alone.
     options: further options of the configs of models.
     quick: whether all configs take their small settings.
 
@@ -55,14 +61,22 @@ def commands(
   attacked, defended = (
     f'--parents={kind}/{dataset}/*' for kind in ('attacked', 'defended')
   )
+  report = ['report', f'--only={dataset}']
+  models = [['train', config('training/clean', options)]]
+  for name in attacks:
+    line = ['attack', config(f'attacks/{name}', options)]
+    if name in published.RATIOS and dataset == 'cifar10':
+      line.append(f'--config.method.poison_ratio={published.RATIOS[name]}')
+    models.append(line)
+  if not defenses:
+    return [*models, report]
   methods = f'methods={"+".join(defenses)}'
   return [
-    ['train', config('training/clean', options)],
-    *(['attack', config(f'attacks/{name}', options)] for name in attacks),
+    *models,
     ['defend', config('defenses/suite', methods), attacked],
     ['existence', config('existence/bec'), defended],
     ['reactivate', config('reactivation/white_box'), defended],
-    ['report', f'--only={dataset}'],
+    report,
   ]
 
 
@@ -74,8 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
     where.append(f'--data_dir={given.data_dir}')
   for stage, *words in commands(
     given.dataset,
-    given.attacks.split('+'),
-    given.defenses.split('+'),
+    _names(given.attacks, all=published.ATTACKS),
+    _names(given.defenses, none=()),
     options=given.options,
     quick=given.quick,
   ):
@@ -89,6 +103,11 @@ def main(arguments: list[str] | None = None) -> None:
   found = published.compare(rows) if given.dataset == 'cifar10' else []
   print(published.to_markdown(found))
   print(f'written: {write(given, rows, found)}')
+
+
+def _names(text: str, **words: Sequence[str]) -> list[str]:
+  """What a flag lists: 'a+b', or a word that stands for a list."""
+  return list(words.get(text, text.split('+')))
 
 
 def _parser() -> argparse.ArgumentParser:
