@@ -43,6 +43,7 @@ class Attack:
     )
     self.parents_of = self.plans.parents_of
     self.pool = functools.cache(self._pool)
+    self.shown = functools.cache(self._shown)
     self.settings = {'method': hp, 'grid': config.get('grid', False)}
     self.settings |= self.plans.settings
     self.noise = config.get('noise')
@@ -163,17 +164,26 @@ class Attack:
 
   def examples(self, trigger, params) -> dict[str, np.ndarray]:
     """A few test images: clean, triggered, triggered and perturbed."""
-    clean, stamped, *_ = world.triggered_test(
-      self.family.here, self.family.victim
-    )
-    clean, stamped = clean[:_SHOWN], stamped[:_SHOWN]
-    shown = jnp.asarray(stamped, jnp.float32) / 255
-    shown = jax.vmap(lambda x: trigger.apply(params, x, keys.root(0)))(shown)
+    clean, stamped = self.shown()
+    perturbed = _perturb(trigger.apply)(params, jnp.asarray(stamped))
     return {
       'examples/clean': clean,
       'examples/triggered': stamped,
-      'examples/perturbed': np.asarray(shown),
+      'examples/perturbed': np.asarray(perturbed),
     }
+
+  def _shown(self) -> tuple[np.ndarray, np.ndarray]:
+    """Those images without and with the trigger."""
+    return world.triggered_test(self.family.here, self.family.victim, _SHOWN)[
+      :2
+    ]
+
+
+@functools.lru_cache(maxsize=8)
+def _perturb(apply):
+  """A trigger on uint8 images [b, h, w, c], as one program."""
+  one = lambda params, x: apply(params, x / jnp.float32(255), keys.root(0))
+  return jax.jit(jax.vmap(one, in_axes=(None, 0)))
 
 
 def _alike(items, kind) -> list[list[int]]:

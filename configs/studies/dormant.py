@@ -36,18 +36,19 @@ _SURROGATES = ('ft', 'ft_sam', 'nad', 'i_bau')
 # Ours: dozens of models in minutes, so that methods get a third of what their
 # own configs give them.
 _DEFENSES = {
-  'nc': {'inversion_epochs': 40},
-  'sau': {'epochs': 15},
+  'nc': {'inversion_epochs': 25},
+  'sau': {'epochs': 10},
   'bti_dbf': {'levels': 2},
   'pam': {'levels': 2},
-  'anp': {'num_steps': 200},
+  'anp': {'num_steps': 120},
 }
 _INSTRUMENTS = {
   'white_box': {'pool_size': 128, 'outer_epochs': 2},
   'black_box': {'pool_size': 64, 'num_queries': 60},
   'transfer': {'pool_size': 128},
-  'qra': {'num_clean': 96, 'num_poisoned': 96, 'batch_size': 48, 'epochs': 6},
+  'qra': {'num_clean': 96, 'num_poisoned': 96, 'batch_size': 48, 'epochs': 4},
 }
+_EPOCHS = {'digits16': 12, 'digits32': 12}  # of the attacked and clean models
 _SHORT = {
   'digits16': _DEFENSES | _INSTRUMENTS,
   'digits32': _DEFENSES | _INSTRUMENTS,
@@ -66,6 +67,8 @@ def get_config(arg: str | None = None):
   )
   data = f'dataset={options.dataset}'
   net = f'{data},arch={options.arch}'
+  if options.epochs is None:
+    options.epochs = _EPOCHS.get(options.dataset)
   for name in ('width', 'num_train', 'num_test', 'epochs'):
     if getattr(options, name) is not None:
       net += f',{name}={getattr(options, name)}'
