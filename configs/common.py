@@ -122,6 +122,8 @@ WORLD = dict(
   quick=False,
 )
 
+SMALL_WORLDS = ('digits16', 'digits32', 'synthetic')
+
 # Epochs of the benchmark's recipe; the digits' are ours.
 _EPOCHS = {
   'gtsrb': 50,
@@ -132,6 +134,17 @@ _EPOCHS = {
   'synthetic': 20,
 }
 _T_MAX = {'gtsrb': 100}
+
+
+# Poisoning ratios of clean-label attacks where the default is more than the
+# target class holds; the digits' is ours (a class is a tenth of them).
+CLEAN_LABEL_RATIOS = {
+  'cifar100': 0.01,
+  'gtsrb': 0.005,
+  'tiny_imagenet': 0.005,
+  'digits16': 0.05,
+  'digits32': 0.05,
+}
 
 
 def recipe(options: types.SimpleNamespace) -> config_dict.ConfigDict:
@@ -171,26 +184,71 @@ def execution() -> config_dict.ConfigDict:
   )
 
 
-def attack(arg: str | None, name: str, **assets: str) -> config_dict.ConfigDict:
+def attack(
+  arg: str | None, name: str, *, clean_model: bool = False, **assets: str
+) -> config_dict.ConfigDict:
   """The settings of an attack.
 
   Args:
     arg: text after the colon.
     name: registry key.
+    clean_model: whether its assets are crafted with a clean model; `clean`
+      then says how that is trained, on the same data and network, with the
+      run's seed unless it has one of its own.
     **assets: files it can be given; '' for what it makes itself.
 
   Returns:
     A ConfigDict for `launch.attack`.
   """
-  options = parse_arg(arg, **WORLD, numpy_legacy=False)
+  hparams = attacks.REGISTRY[name].hparams
+  # Only attacks on a fixed subset draw indices.
+  draws = 'index_rng' in {f.name for f in dataclasses.fields(hparams)}
+  options = parse_arg(
+    arg, **WORLD, **({'numpy_legacy': False} if draws else {})
+  )
+  values = {}
+  if draws:
+    values['index_rng'] = 'numpy_legacy' if options.numpy_legacy else 'jax'
   config = world(options)
   config.name = name
   config.train = recipe(options)
-  config.method = fields(
-    attacks.REGISTRY[name].hparams,
-    index_rng='numpy_legacy' if options.numpy_legacy else 'jax',
-  )
+  config.method = fields(hparams, **values)
   config.assets = assets
+  if clean_model:
+    seed = config_dict.placeholder(int)
+    config.clean = {'seed': seed, 'train': recipe(options)}
+  return config
+
+
+def in_loop_attack(
+  arg: str | None,
+  name: str,
+  others: Mapping[str, Mapping[str, Any]] | None = None,
+  *,
+  epochs: int | None = None,
+) -> config_dict.ConfigDict:
+  """The settings of an attack that poisons batches while it trains.
+
+  The benchmark trains these at a constant rate, a tenth of it after every 100
+  epochs. Digits and the toy world keep their cosine.
+
+  Args:
+    arg: text after the colon.
+    name: registry key.
+    others: per data set the values that differ from the defaults.
+    epochs: those of digits, unless `arg` says otherwise; None = the recipe's.
+
+  Returns:
+    A ConfigDict for `launch.attack`.
+  """
+  options, config = parse_arg(arg, **WORLD), attack(arg, name)
+  dataset = options.dataset
+  if dataset not in SMALL_WORLDS:
+    config.train.update(schedule='step_epoch', t_max=100)
+  is_digits = dataset in ('digits16', 'digits32')
+  if is_digits and options.epochs is None and epochs is not None:
+    config.train.epochs = epochs
+  config.method.update((others or {}).get(dataset, {}))
   return config
 
 

@@ -3,8 +3,8 @@
 python -m launch.attack --config=configs/attacks/badnets.py:dataset=digits16
 """
 
-from bdjax import data, registry, training, zoo
-from launch import cli, scratch, world
+from bdjax import registry, training, zoo
+from launch import assets, cli, scratch, world
 
 
 def main(config, context: cli.Context) -> zoo.Artefact:
@@ -18,18 +18,11 @@ def main(config, context: cli.Context) -> zoo.Artefact:
     The artefact, the old one if this run is finished already.
   """
   here = world.of_config(config, context)
-  assets = {
-    name: data.read_picture(path)
-    for name, path in config.get('assets', {}).items()
-    if path
-  }
-  attack, hp = world.make_attack(config.name, config.method, here, assets)
+  made = assets.of_run(config, context, here)
+  attack, hp = world.make_attack(config.name, config.method, here, made.arrays)
   recipe = registry.make_hparams(training.RecipeHParams, config.train)
-  settings = {'method': hp, 'train': recipe}
-  if assets:
-    pictures = {k: zoo.digest.digest(v) for k, v in assets.items()}
-    settings['assets'] = pictures
-  phase = training.implant(
+  settings = {'method': hp, 'train': recipe, **made.settings}
+  phases = training.attack_phases(
     here.classifier,
     attack,
     training.optimizer(recipe),
@@ -39,7 +32,7 @@ def main(config, context: cli.Context) -> zoo.Artefact:
     batch_size=recipe.batch_size,
     reads='train',
   )
-  job = scratch.Job('attack', config.name, settings, recipe, phase, attack)
+  job = scratch.Job('attack', config.name, settings, recipe, phases, attack)
   return scratch.run(config, context, here, job)
 
 

@@ -11,7 +11,8 @@ def main(config, context: cli.Context) -> zoo.Artefact:
   """Trains, evaluates and stores one clean model.
 
   Args:
-    config: see configs/training/clean.py.
+    config: see configs/training/clean.py; with `adversary`, as in
+      configs/training/robust.py, the model is trained adversarially.
     context: where and how.
 
   Returns:
@@ -19,16 +20,23 @@ def main(config, context: cli.Context) -> zoo.Artefact:
   """
   here = world.of_config(config, context)
   recipe = registry.make_hparams(training.RecipeHParams, config.train)
-  phase = training.supervised(
+  adversary = registry.make_hparams(
+    training.AdversaryHParams, config.get('adversary', {'num_steps': 0})
+  )
+  settings, name = {'train': recipe}, 'clean'
+  if adversary.num_steps:
+    settings, name = settings | {'adversary': adversary}, 'robust'
+  phase = training.adversarial(
     here.classifier,
     training.optimizer(recipe),
+    adversary,
     name='train',
     num_epochs=recipe.epochs,
     batch_size=recipe.batch_size,
     reads='train',
     augment=True,
   )
-  job = scratch.Job('clean', 'clean', {'train': recipe}, recipe, phase)
+  job = scratch.Job('clean', name, settings, recipe, (phase,))
   return scratch.run(config, context, here, job)
 
 

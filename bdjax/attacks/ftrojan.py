@@ -64,8 +64,6 @@ from bdjax import checks, types
 from bdjax.attacks import pictures, poisoning
 from bdjax.attacks.triggers import color, frequency, levels
 
-CHANNELS = (0, 1, 2)  # Y, Cr, Cb
-
 
 @types.hparams
 class FTrojanHParams(poisoning.PoisonHParams):
@@ -111,7 +109,9 @@ def ftrojan(
   hp = hp or FTrojanHParams()
   pictures.from_assets(assets, '', ())
   checks.non_negative(magnitude=hp.magnitude)
-  unit = _unit_pattern(spec, hp)
+  unit = frequency.channel_pattern(
+    spec.image_shape, hp.window, hp.positions, hp.channels
+  ).astype(np.float32)
   init = lambda key: {'pattern': jnp.asarray(hp.magnitude, jnp.float32) * unit}
   quantize = jnp.floor if hp.legacy else jnp.round
   trigger = types.Trigger(init, _apply(quantize), 'ftrojan')
@@ -130,24 +130,3 @@ def _apply(quantize):
     return levels.to_image(color.from_ycrcb(jnp.clip(added, 0, 255)))
 
   return apply
-
-
-def _unit_pattern(spec: types.DataSpec, hp: FTrojanHParams) -> np.ndarray:
-  """The pattern of magnitude 1, float32 [h, w, 3]."""
-  height, width, num_channels = spec.image_shape
-  if num_channels != len(CHANNELS):
-    raise ValueError(
-      f"'ftrojan' changes the chroma of color images, and `image_shape="
-      f'{spec.image_shape}` has {num_channels} channel(s) in place of 3; '
-      'repeat grey images three times.'
-    )
-  for channel in hp.channels:
-    checks.one_of(CHANNELS, channels=channel)
-  window = min(hp.window, height, width)
-  positions = [
-    frequency.scale_position(position, hp.window, window)
-    for position in hp.positions
-  ]
-  plane = frequency.block_pattern((height, width), window, positions)
-  carries = np.isin(CHANNELS, hp.channels)
-  return np.asarray(plane[..., None] * carries, np.float32)

@@ -118,6 +118,35 @@ def blended_picture(
   return fit(np.asarray(image), image_shape)
 
 
+def apple_mask(
+  image_shape: tuple[int, int, int], *, box: bool = False
+) -> np.ndarray:
+  """The TrojanNN mask: an apple with a leaf, white on black, low on the right.
+
+  It fills the box of rows 0.54 … 0.91 and columns 0.57 … 0.87, where the
+  published photograph has its outline; its edges are soft.
+
+  Args:
+    image_shape: (h, w, c).
+    box: all of that box instead.
+
+  Returns:
+    uint8 [h, w, c].
+  """
+  from PIL import Image, ImageDraw
+
+  image = Image.new('RGB', (_CANVAS, _CANVAS))
+  pen = ImageDraw.Draw(image)
+  at = lambda *sides: tuple(round(_CANVAS * side) for side in sides)
+  if box:
+    pen.rectangle(at(0.57, 0.54, 0.87, 0.91), fill='white')
+  else:
+    pen.ellipse(at(0.57, 0.62, 0.76, 0.91), fill='white')
+    pen.ellipse(at(0.68, 0.62, 0.87, 0.91), fill='white')
+    pen.polygon(at(0.71, 0.66, 0.73, 0.54, 0.81, 0.55), fill='white')
+  return fit(np.asarray(image), image_shape)
+
+
 def noise_picture(
   image_shape: tuple[int, int, int], seed: int = 0
 ) -> np.ndarray:

@@ -118,7 +118,7 @@ def from_trigger(
 
   def init_fn(key, images, labels):
     checks.typed_key(key=key)
-    _check_training_set(images, labels, image_shape)
+    check_training_set(images, labels, image_shape)
     return types.AttackState(
       trigger=trigger.init(keys.stream(key, 'trigger')),
       kind=selection_lib.draw(selection, keys.stream(key, 'selection'), labels),
@@ -145,7 +145,7 @@ def from_trigger(
     poison=poison_fn,
     stamp=stamp_fn,
     relabel=relabel.apply,
-    update=_keep_trigger,
+    update=keep_trigger,
     objective=objective,
     info=_describe(trigger.info, relabel, selection),
   )
@@ -196,13 +196,30 @@ def _stamp(trigger, image_shape, params, images, key, index):
   """Applies a trigger to images [b, h, w, c], keyed by example."""
   checks.typed_key(key=key)
   checks.unit_images(images=images)
-  _check_shape(images, image_shape)
+  check_shape(images, image_shape)
   stamp_one = jax.vmap(trigger.apply, in_axes=(None, 0, 0))
   return stamp_one(params, images, keys.per_example(key, index))
 
 
-def _keep_trigger(state, classifier, model, batch, key):
-  """The `update` of a trigger that does not learn."""
+def keep_trigger(
+  state: types.AttackState,
+  classifier: types.Classifier,
+  model: types.ModelState,
+  batch: types.Batch,
+  key: jax.Array,
+) -> tuple[types.AttackState, types.Metrics]:
+  """The `update` of a trigger that does not learn.
+
+  Args:
+    state: stays as it is.
+    classifier: not used, and neither is the rest.
+    model: its state.
+    batch: poisoned.
+    key: typed key.
+
+  Returns:
+    (state, no metrics).
+  """
   del classifier, model, batch, key
   return state, {}
 
@@ -219,7 +236,7 @@ def _describe(name: str, relabel, selection) -> types.AttackInfo:
   )
 
 
-def _check_shape(images, image_shape) -> None:
+def check_shape(images, image_shape) -> None:
   """Refuses images that the trigger was not made for."""
   if images.ndim != 4 or images.shape[1:] != tuple(image_shape):
     raise ValueError(
@@ -228,10 +245,10 @@ def _check_shape(images, image_shape) -> None:
     )
 
 
-def _check_training_set(images, labels, image_shape) -> None:
+def check_training_set(images, labels, image_shape) -> None:
   """Refuses what is no labelled set of byte images."""
   checks.byte_images(images=images)
-  _check_shape(images, image_shape)
+  check_shape(images, image_shape)
   if np.shape(labels) != images.shape[:1]:
     raise ValueError(
       f'`labels` has shape {np.shape(labels)}; expected ({images.shape[0]},), '

@@ -165,6 +165,8 @@ class PoisoningTest(parameterized.TestCase):
         'poison_ratio': 0.05,
         'clean_label': False,
         'order': 'poison_augment',
+        'fixed_subset': True,
+        'cover_ratio': None,
       },
     )
     self.assertIsNone(make(num_poison=3).info.poison_ratio)

@@ -15,6 +15,7 @@ from absl import app, flags
 
 from bdjax import zoo
 from tests.benchmarks import (
+  attack_bench,
   defense_bench,
   eval_bench,
   instrument_bench,
@@ -43,6 +44,7 @@ CPU = {
   'defense_steps': defense_bench.steps,
   'inversion': defense_bench.inversion,
   'defense_k8': defense_bench.stack,
+  'attack_pack_k8': attack_bench.pack,
   'eval_k1': lambda n, t: _EVAL(n, t, 'preactresnet18', 1, 256),
   'eval_k4': lambda n, t: _EVAL(n, t, 'preactresnet18', 4, 256),
   'eval_k16': lambda n, t: _EVAL(n, t, 'preactresnet18', 16, 256),

@@ -4,17 +4,20 @@ An attack that needs assets gets them from `ASSETS`; what it reaches on the
 toy world stands in `EFFECT`.
 """
 
+import dataclasses
 import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
-from bdjax import attacks, tree, types
+from bdjax import attacks, models, tree, types
+from bdjax.attacks.crafting import weights
 from tests import toy
-from tests.contracts import entries
+from tests.contracts import entries, instruments
 from tests.eval import linear
 
 SPEC = linear.spec(shape=(8, 8, 3), num_classes=4)
@@ -26,14 +29,49 @@ IMAGES = np.random.default_rng(0).integers(
 LABELS = np.arange(NUM, dtype=np.int32) % SPEC.num_classes
 BATCH = 6
 KEY = jax.random.key(0)
-ASSETS: dict[str, dict[str, np.ndarray]] = {}
+INK = models.ink_networks(SPEC.image_shape)
+ASSETS: dict[str, dict[str, np.ndarray]] = {
+  'lf': {'pattern': np.arange(64, dtype=np.uint8).reshape(8, 8)},
+  'trojannn': {'mark': np.diag(np.full(8, 255, np.uint8))},
+  'lc': {'adv_images': IMAGES // 2},
+  'ssba': {
+    'encoder': weights.flat(
+      models.stegastamp(SPEC.image_shape).init(KEY)['encoder']
+    ),
+    'fingerprint': np.arange(100) % 2,
+  },
+  'poison_ink': {
+    'hider': weights.flat(
+      {'params': INK.init(KEY)['hide'], 'stats': INK.init_stats()}
+    )
+  },
+}
 # Least attack success rate on each of three models of the toy world, whose
-# clean accuracy stays at 0.95 or more.
+# clean accuracy stays at 0.95 or more unless `CLEAN` says otherwise.
 EFFECT: dict[str, float] = {
   'badnets': 0.95,
   'blended': 0.9,
   'ftrojan': 0.9,
+  'sig': 0.9,
+  'ctrl': 0.9,
+  'refool': 0.9,
+  'wanet': 0.85,
+  'bpp': 0.9,
+  'blind': 0.95,
+  'lf': 0.85,  # a faint pattern: it takes five times BadNets' epochs
+  'trojannn': 0.95,
+  'lc': 0.95,
+  'ssba': 0.9,
+  'poison_ink': 0.9,
+  'input_aware': 0.9,
+  'lira': 0.9,
 }
+# Blind normalizes stamped and clean batches by their own statistics, but keeps
+# one running mean of both: on images of which its pattern is a sixth, neither
+# is met. The published model loses a tenth of its accuracy.
+CLEAN = {'blind': 0.45}
+# Settings in which one step of training shows every float hyper-parameter.
+TRAINED = {'blind': dict(history=1, threshold=100.0)}
 NAMES = tuple(attacks.REGISTRY)
 
 
@@ -63,6 +101,15 @@ def stamp(attack, state, key=KEY):
   return attack.stamp(state, data['image'], key, data['index'])
 
 
+def trained(attack, state):
+  """State and loss after two steps, on a model that stays."""
+  model = NET.init(KEY)
+  data = attack.poison(state, batch(), KEY)
+  for _ in range(2):
+    state, _ = attack.update(state, NET, model, data, KEY)
+  return state, attack.objective(state, NET, model, data, KEY)[0]
+
+
 class AttacksContractTest(parameterized.TestCase):
   @parameterized.product(name=NAMES)
   def test_state_has_one_kind_per_example(self, name):
@@ -71,7 +118,9 @@ class AttacksContractTest(parameterized.TestCase):
     self.assertEqual(state.kind.dtype, jnp.int8)
     codes = {types.CLEAN, types.POISONED, types.COVER}
     self.assertContainsSubset(np.unique(state.kind), codes)
-    if attack.info.poison_ratio is not None:
+    if not attack.info.fixed_subset:
+      self.assertEqual(set(np.unique(state.kind)), {types.CLEAN})
+    elif attack.info.poison_ratio is not None:
       poisoned = int(jnp.sum(state.kind == types.POISONED))
       self.assertEqual(poisoned, round(attack.info.poison_ratio * NUM))
 
@@ -98,6 +147,34 @@ class AttacksContractTest(parameterized.TestCase):
     self.assertGreater(rows.sum(), 0)
     for field in ('image', 'label'):
       np.testing.assert_array_equal(got[field][rows], clean[field][rows])
+
+  @parameterized.product(name=NAMES)
+  def test_cross_is_a_stamp_of_its_own(self, name):
+    attack, state = make(name)
+    if attack.cross is None:
+      self.assertIsNone(attack.info.cover_ratio)
+      return
+    data = batch()
+    cross = lambda rows: attack.cross(
+      state, data['image'][rows], KEY, data['index'][rows]
+    )
+    whole = cross(slice(None))
+    chex.assert_equal_shape([whole, data['image']])
+    self.assertBetween(float(whole.min()), 0, 1)
+    self.assertBetween(float(whole.max()), 0, 1)
+    for same in (data['image'], stamp(attack, state)):
+      self.assertGreater(float(jnp.abs(whole - same).max()), 0)
+    np.testing.assert_allclose(cross(slice(4, 6)), whole[4:], atol=1e-6)
+
+  @parameterized.product(name=NAMES)
+  def test_own_augmentation_keeps_the_batch(self, name):
+    attack, _ = make(name)
+    if attack.augment is None:
+      return
+    images = batch()['image']
+    got = jax.jit(attack.augment)(images, jax.random.split(KEY, BATCH))
+    chex.assert_equal_shape([got, images])
+    self.assertEqual(got.dtype, images.dtype)
 
   @parameterized.product(name=NAMES)
   def test_relabel_stays_within_the_classes(self, name):
@@ -141,6 +218,7 @@ class AttacksContractTest(parameterized.TestCase):
       jax.vmap(view)(stacked),
       tree.stack([view(state) for state in looped]),
       rtol=1e-5,
+      atol=1e-5,
     )
 
   @parameterized.product(name=NAMES)
@@ -159,7 +237,16 @@ class AttacksContractTest(parameterized.TestCase):
     attack, state = make(name)
     chex.assert_trees_all_equal(attack.init(KEY, IMAGES, LABELS), state)
     other = attack.init(jax.random.key(1), IMAGES, LABELS)
-    self.assertFalse(np.array_equal(other.kind, state.kind))
+    poison = lambda state, key: attack.poison(state, batch(NUM), key)['image']
+    if attack.info.fixed_subset:
+      self.assertFalse(np.array_equal(other.kind, state.kind))
+    elif attack.info.poison_ratio is None:  # the loss is poisoned, not the data
+      np.testing.assert_array_equal(poison(state, KEY), batch(NUM)['image'])
+    else:
+      self.assertFalse(
+        np.array_equal(poison(other, jax.random.key(1)), poison(state, KEY))
+      )
+    chex.assert_trees_all_equal(poison(state, KEY), poison(state, KEY))
     chex.assert_trees_all_equal(stamp(attack, state), stamp(attack, state))
 
   @parameterized.product(name=NAMES)
@@ -187,8 +274,31 @@ class AttacksContractTest(parameterized.TestCase):
   def test_effect_on_the_toy_world(self, name):
     victims = toy.victims(name)
     for rates in toy.evaluate_stack(victims.model, victims):
-      self.assertGreaterEqual(rates['c_acc'], 0.95)
+      self.assertGreaterEqual(rates['c_acc'], CLEAN.get(name, 0.95))
       self.assertGreaterEqual(rates['asr'], EFFECT[name])
+
+  def test_defenses_and_instruments_take_a_model_unchanged(self):
+    self.check_instruments('badnets')
+
+  @pytest.mark.slow
+  @parameterized.product(name=NAMES)
+  def test_defenses_and_instruments_take_its_models_unchanged(self, name):
+    self.check_instruments(name)
+
+  def check_instruments(self, name):
+    victim = toy.victim(name)
+    for defense in ('ft', 'ft_sam'):
+      model = instruments.tuned(defense, victim.model)
+      rates = toy.evaluate(model, victim)
+      self.assertGreaterEqual(rates['c_acc'], CLEAN.get(name, 0.9))
+      self.assertBetween(rates['asr'], 0, 1)
+      existing = instruments.coefficient(victim, model)
+      self.assertBetween(float(existing['bec']), 0, 1)
+    itself = instruments.coefficient(victim, victim.model)
+    self.assertAlmostEqual(float(itself['bec']), 1, places=5)
+    params = instruments.woken(victim, model)
+    self.assertGreater(max(map(jnp.ptp, jax.tree.leaves(params))), 0)
+    chex.assert_tree_all_finite(params)
 
   @parameterized.product(name=NAMES)
   def test_float_hparams_do_not_recompile(self, name):
@@ -198,18 +308,20 @@ class AttacksContractTest(parameterized.TestCase):
     @chex.assert_max_traces(1)
     def run(hp, key):
       attack = build(name, hp)
-      return stamp(attack, attack.init(key, IMAGES, LABELS))
+      state = attack.init(key, IMAGES, LABELS)
+      return stamp(attack, state), trained(attack, state)
 
     chex.clear_trace_counter()
-    hp = entry.hparams()
+    hp = entry.hparams(**TRAINED.get(name, {}))
     one = run(hp, KEY)
     other = jax.tree.map(lambda x: 0.5 * x, hp)
     two = run(other, KEY)
     has_floats = bool(jax.tree.leaves(hp))
     self.assertEqual(has_floats, 'float_hparams' in entry.info.vmappable)
     if has_floats:
-      self.assertFalse(np.array_equal(one, two))
-    np.testing.assert_allclose(one, stamp(*make(name)), rtol=1e-6)
+      same = jax.tree.map(np.array_equal, one, two)
+      self.assertFalse(all(jax.tree.leaves(same)))
+    np.testing.assert_allclose(one[0], stamp(*make(name)), rtol=1e-6)
 
   @parameterized.product(name=NAMES)
   def test_names_agree(self, name):
@@ -217,9 +329,10 @@ class AttacksContractTest(parameterized.TestCase):
 
 
 def other_hparams(name):
-  return attacks.REGISTRY[name].hparams(
-    poison_ratio=0.05, target_label=3, index_rng='numpy_legacy'
-  )
+  cls = attacks.REGISTRY[name].hparams
+  known = {field.name for field in dataclasses.fields(cls)}
+  values = dict(poison_ratio=0.05, index_rng='numpy_legacy')
+  return cls(target_label=3, **{k: values[k] for k in known & values.keys()})
 
 
 class AttackEntriesTest(
@@ -228,7 +341,7 @@ class AttackEntriesTest(
     other_hparams,
     kind='attack',
     filled=('tags',),
-    mistake=('poison_rate', "Did you mean 'poison_ratio'"),
+    mistake=('target_lable', "Did you mean 'target_label'"),
   )
 ):
   """The docstrings, hyper-parameters and taxonomy of every attack."""

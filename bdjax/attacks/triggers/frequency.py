@@ -10,6 +10,8 @@ import numpy as np
 
 from bdjax import checks
 
+CHANNELS = (0, 1, 2)  # of luma and chroma
+
 
 def dct_basis(size: int) -> np.ndarray:
   """The orthonormal DCT-II.
@@ -65,6 +67,45 @@ def block_pattern(
   basis = dct_basis(window)
   block = basis.T @ coefficients @ basis
   return np.tile(block, (shape[0] // window, shape[1] // window))
+
+
+def channel_pattern(
+  image_shape: tuple[int, int, int],
+  window: int,
+  positions: Sequence[tuple[int, int]],
+  channels: Sequence[int],
+) -> np.ndarray:
+  """`block_pattern` in some of the three channels of a color space.
+
+  Images smaller than the window are one block each, whose positions oscillate
+  as fast per pixel.
+
+  Args:
+    image_shape: (h, w, 3).
+    window: side of the blocks in pixels.
+    positions: (row, column) of each coefficient in a block of `window`.
+    channels: which of the three carry the pattern.
+
+  Returns:
+    float64 [h, w, 3].
+
+  Raises:
+    ValueError: as `block_pattern`, or for images or channels other than the
+      three.
+  """
+  height, width, num_channels = image_shape
+  if num_channels != len(CHANNELS):
+    raise ValueError(
+      'The trigger changes the chroma of color images, and `image_shape='
+      f'{image_shape}` has {num_channels} channel(s) in place of 3; '
+      'repeat grey images three times.'
+    )
+  for channel in channels:
+    checks.one_of(CHANNELS, channels=channel)
+  size = min(window, height, width)
+  scaled = [scale_position(position, window, size) for position in positions]
+  plane = block_pattern((height, width), size, scaled)
+  return plane[..., None] * np.isin(CHANNELS, channels)
 
 
 def scale_position(
