@@ -42,7 +42,16 @@ HPARAMS: dict[str, dict] = {
   'lira': dict(
     eps=0.3, lr_generator=0.003, lr_model=0.1, trigger_epochs=6, width=8
   ),
-  'input_aware': dict(mask_epochs=4, widths=(8, 16), num_others=100),
+  # A dozen images of each kind per batch, and masks that may cover more.
+  'input_aware': dict(
+    mask_epochs=4,
+    widths=(8, 16),
+    num_others=100,
+    poison_ratio=0.25,
+    lambda_norm=10.0,
+    mask_density=0.2,
+    lr_generator=0.003,
+  ),
   # The classes are stripes with noise. Slightly displaced ones are like others,
   # so that this net does not tell noise on a grid from the grid.
   'wanet': dict(strength=4.0, poison_ratio=0.2, cross_ratio=0.5),
