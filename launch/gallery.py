@@ -10,6 +10,7 @@ from bdjax import analysis, zoo
 from launch import cli, world
 
 NAME = 'gallery.png'
+_ROWS = 8  # of a column of the picture
 _EXAMPLES = 100  # images that the numbers and spectra average over
 
 
@@ -35,19 +36,34 @@ def draw(context: cli.Context, dataset: str | None = None) -> str | None:
   found = [a for a in found if a.card.dataset == shapes[0]]
   rows = [_row(artefact, context) for artefact in found]
   rows = sorted(rows, key=lambda row: row['name'])
-  fig = figure.Figure(figsize=(7, 1.9 * len(rows) + 0.3), layout='constrained')
-  analysis.gallery.plot_triggers(
-    fig,
-    np.stack([row['clean'] for row in rows]),
-    np.stack([row['triggered'] for row in rows]),
-    np.stack([row['spectrum'] for row in rows]),
-    row_labels=[row['name'] for row in rows],
-    captions=[f'{row["psnr"]:.1f} dB, SSIM {row["ssim"]:.2f}' for row in rows],
+  blocks = -(-len(rows) // _ROWS)
+  height = -(-len(rows) // blocks)
+  fig = figure.Figure(
+    figsize=(7 * blocks, 1.9 * height + 0.3), layout='constrained'
   )
+  for i, part in enumerate(fig.subfigures(1, blocks, squeeze=False)[0]):
+    _plot(part, rows[i * height : (i + 1) * height], height)
   path = pathlib.Path('figures') / NAME
   (context.workdir / path).parent.mkdir(parents=True, exist_ok=True)
   fig.savefig(context.workdir / path, dpi=150, facecolor='white')
   return str(path)
+
+
+def _plot(fig, rows: list[dict], height: int) -> None:
+  """Some rows, with empty ones below up to a height."""
+  of = lambda name: np.stack(
+    [row[name] for row in rows] + [rows[0][name]] * (height - len(rows))
+  )
+  axes = analysis.gallery.plot_triggers(
+    fig,
+    of('clean'),
+    of('triggered'),
+    of('spectrum'),
+    row_labels=[row['name'] for row in rows],
+    captions=[f'{row["psnr"]:.1f} dB, SSIM {row["ssim"]:.2f}' for row in rows],
+  )
+  for ax in axes[len(rows) :].ravel():
+    ax.set_visible(False)
 
 
 def _row(artefact: zoo.Artefact, context: cli.Context) -> dict:

@@ -227,7 +227,7 @@ def plot_heat(
   ax.imshow(colors, aspect='auto', interpolation='nearest')
   for (i, j), value in np.ndenumerate(values):
     missing = np.isnan(value)
-    text = 'n/a' if missing else f'{100 * value:.0f}'
+    text = 'n/a' if missing else f'{100 * value:z.0f}'
     if texts is not None and not missing:
       text = texts[i][j]
     color = ink.GRAY if missing else ink.INK

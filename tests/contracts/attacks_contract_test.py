@@ -63,7 +63,7 @@ EFFECT: dict[str, float] = {
   'lc': 0.95,
   'ssba': 0.9,
   'poison_ink': 0.9,
-  'input_aware': 0.4,  # generators see a dozen images a batch, 14 epochs long
+  'input_aware': 0.2,  # generators see a dozen images a batch, 14 epochs long
   'lira': 0.9,
 }
 # Blind normalizes stamped and clean batches by their own statistics, but keeps
