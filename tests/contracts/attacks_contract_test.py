@@ -78,6 +78,9 @@ SMALL = {
 # Settings in which one step of training shows every float hyper-parameter.
 TRAINED = SMALL | {'blind': dict(history=1, threshold=100.0)}
 NAMES = tuple(attacks.REGISTRY)
+# Networks that take half a minute each to compile, beside the victims'.
+LEARNED = ('ssba', 'poison_ink', 'input_aware', 'lira')
+QUICK = tuple(name for name in NAMES if name not in LEARNED)
 
 
 @functools.cache
@@ -276,8 +279,16 @@ class AttacksContractTest(parameterized.TestCase):
     chex.assert_trees_all_equal_shapes_and_dtypes(updated, state)
     self.assertIsInstance(metrics, dict)
 
-  @parameterized.product(name=NAMES)
+  @parameterized.product(name=QUICK)
   def test_effect_on_the_toy_world(self, name):
+    self.check_effect(name)
+
+  @parameterized.product(name=LEARNED)
+  @pytest.mark.slow
+  def test_effect_of_learned_triggers_on_the_toy_world(self, name):
+    self.check_effect(name)
+
+  def check_effect(self, name):
     victims = toy.victims(name)
     for rates in toy.evaluate_stack(victims.model, victims):
       self.assertGreaterEqual(rates['c_acc'], CLEAN.get(name, 0.95))
