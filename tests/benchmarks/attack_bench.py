@@ -47,7 +47,7 @@ def pack(repeats: int, torch) -> dict:
   carries = types.Carry(model=stack, extra=packed.states)
   together = lambda own: train(packed.attack, *own)
   sides = {'single_runs': lambda: [run(*own) for run, *own in runs]}
-  sides |= lifted.sides(together, (carries, seeds), modes=('map', 'vmap'))
+  sides |= lifted.sides(together, (carries, seeds), modes=('map',))
   return {
     'what': 'eight attacks, 8 steps, width 8, 16×16, batch 64',
     'unit': 's',
