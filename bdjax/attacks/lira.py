@@ -193,9 +193,7 @@ def lira(
     rule,
     pairing.Parts(
       init=init,
-      stamp=lambda trigger, images, key, index: add(trigger['fixed'], images)[
-        0
-      ],
+      stamp=stamp,
       objective=objective,
       update=poisoning.keep_trigger,
       augment=mixing.augment_fn(spec, hp, rate=1.0),

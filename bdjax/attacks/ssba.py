@@ -43,7 +43,7 @@ Example:
   ...   name='toy', image_shape=(8, 8, 3), num_classes=4,
   ...   mean=(0., 0., 0.), std=(1., 1., 1.))
   >>> hp = SsbaHParams(num_bits=4, width=1)
-  >>> encoder = network(spec, hp).init(jax.random.key(0))['encoder']
+  >>> encoder = network(spec.image_shape, hp).init(jax.random.key(0))['encoder']
   >>> attack = ssba(
   ...   spec, hp, {'encoder': weights.flat(encoder), 'fingerprint': np.ones(4)})
   >>> images, labels = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 4
@@ -130,7 +130,7 @@ def ssba(
       other hyper-parameters.
   """
   hp = hp or SsbaHParams()
-  net = network(spec, hp)
+  net = network(spec.image_shape, hp)
   vector, bits = (_asset(assets, name) for name in _KNOWN)
   if bits.shape != (hp.num_bits,):
     raise ValueError(
@@ -154,10 +154,10 @@ def ssba(
   return poisoning.from_hparams(trigger, spec, hp)
 
 
-def network(spec: types.DataSpec, hp: SsbaHParams) -> models.StegaStamp:
-  """Encoder and decoder for the images of a data set."""
+def network(image_shape, hp: SsbaHParams) -> models.StegaStamp:
+  """Encoder and decoder for images of a shape (h, w, c)."""
   return models.stegastamp(
-    spec.image_shape,
+    image_shape,
     num_bits=hp.num_bits,
     width=hp.width,
     residual=hp.residual,
@@ -194,15 +194,9 @@ def craft(
   del classifier, model, labels, assets
   checks.byte_images(images=images)
   checks.unit_interval(least_bit_accuracy=hp.least_bit_accuracy)
-  height, width, channels = images.shape[1:]
   trained = steganography.train(
     keys.stream(key, 'networks'),
-    models.stegastamp(
-      (height, width, channels),
-      num_bits=hp.num_bits,
-      width=hp.width,
-      residual=hp.residual,
-    ),
+    network(images.shape[1:], hp),
     np.asarray(images),
     epochs=hp.craft_epochs,
     batch_size=hp.craft_batch_size,

@@ -169,8 +169,6 @@ class OptionsTest(parameterized.TestCase):
     self.assertEqual(torch_states.options('preactresnet18', weights), {})
 
   def test_stem_of_a_resnet(self):
-    if 'resnet18' not in models.REGISTRY:
-      self.skipTest('resnet18 is not registered')
     for size, wanted in ((3, {}), (7, {'stem': 'imagenet'})):
       weights = {'conv1.weight': np.zeros((64, 3, size, size))}
       self.assertEqual(torch_states.options('resnet18', weights), wanted)
