@@ -241,14 +241,8 @@ def input_aware(
 
   def phases_fn(classifier, implant):
     del classifier
-    epochs = implant.num_epochs - hp.mask_epochs
-    if epochs < 1:
-      raise ValueError(
-        f'`mask_epochs={hp.mask_epochs}` leaves no epoch of '
-        f'{implant.num_epochs} for the model; train longer or lower it.'
-      )
-    mask = _mask_phase(nets, spec, hp, implant)
-    return mask, implant._replace(num_epochs=epochs)
+    later = training.shortened(implant, mask_epochs=hp.mask_epochs)
+    return _mask_phase(nets, spec, hp, implant), later
 
   return types.Attack(
     init=init_fn,

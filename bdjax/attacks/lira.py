@@ -201,12 +201,7 @@ def lira(
   )
 
   def phases(classifier, implant):
-    epochs = implant.num_epochs - hp.trigger_epochs
-    if epochs < 1:
-      raise ValueError(
-        f'`trigger_epochs={hp.trigger_epochs}` leaves no epoch of '
-        f'{implant.num_epochs} with a fixed trigger; train longer or lower it.'
-      )
+    later = training.shortened(implant, trigger_epochs=hp.trigger_epochs)
     both = training.implant(
       classifier,
       attack._replace(update=learn),
@@ -219,8 +214,7 @@ def lira(
       reads=implant.reads,
       grad_passes=3,
     )
-    later = implant._replace(num_epochs=epochs, grad_passes=2)
-    return _copied(both), later
+    return _copied(both), later._replace(grad_passes=2)
 
   return attack._replace(phases=phases)
 

@@ -38,6 +38,7 @@ from bdjax.training.phases import fit as fit
 from bdjax.training.phases import implant as implant
 from bdjax.training.phases import keep_optimizer as keep_optimizer
 from bdjax.training.phases import remember as remember
+from bdjax.training.phases import shortened as shortened
 from bdjax.training.phases import supervised as supervised
 from bdjax.training.pruning import fit_masks as fit_masks
 from bdjax.training.pruning import prune as prune

@@ -222,6 +222,33 @@ def keep_optimizer(phase: types.Phase, name: str) -> types.Phase:
   return phase._replace(init=init, finish=finish)
 
 
+def shortened(phase: types.Phase, **taken: int) -> types.Phase:
+  """The same phase, less the epochs that one before it takes.
+
+  Args:
+    phase: of a length in epochs.
+    **taken: those epochs, under the hyper-parameter's name.
+
+  Returns:
+    The phase.
+
+  Raises:
+    ValueError: if no epoch is left.
+
+  Example:
+    >>> phase = types.Phase('implant', None, None, None, num_epochs=20)
+    >>> shortened(phase, mask_epochs=5).num_epochs
+    15
+  """
+  ((name, epochs),) = taken.items()
+  if epochs >= phase.num_epochs:
+    raise ValueError(
+      f'`{name}={epochs}` leaves no epoch of {phase.num_epochs} for the phase '
+      f"'{phase.name}'; train longer or lower it."
+    )
+  return phase._replace(num_epochs=phase.num_epochs - epochs)
+
+
 def implant(
   classifier: types.Classifier,
   attack: types.Attack,
