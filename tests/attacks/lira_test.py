@@ -36,6 +36,10 @@ BATCH = {
 @functools.cache
 def setup(**hparams):
   attack = attacks.lira(SPEC, attacks.LiraHParams(**(SMALL | hparams)))
+  attack = attack._replace(
+    stamp=jax.jit(attack.stamp),
+    objective=jax.jit(attack.objective, static_argnums=1),
+  )
   return attack, attack.init(KEY, IMAGES, LABELS)
 
 
@@ -51,6 +55,7 @@ def net():
   return models.strided_autoencoder(SPEC, widths=(2, 4, 8, 16))
 
 
+@functools.partial(jax.jit, static_argnames=('train', 'eps'))
 def by_hand(generator, *, train, eps=0.2):
   change, after = net().apply(generator, BATCH['image'], train=train)
   return jnp.clip(BATCH['image'] + eps * STD * change, 0, 1), after
@@ -143,8 +148,8 @@ class LiraTest(parameterized.TestCase):
       here = dataclasses.replace(trigger['learning'], params=params)
       return loss_of(model, by_hand(here, train=True)[0], 0 * LABELS)[0]
 
-    grads = jax.grad(generator_loss)(trigger['learning'].params)
-    _, opt_state = adam.update(grads, trigger['optimizer'])
+    grads = jax.jit(jax.grad(generator_loss))(trigger['learning'].params)
+    _, opt_state = jax.jit(adam.update)(grads, trigger['optimizer'])
     new = got.rest[1].trigger
     chex.assert_trees_all_equal(new['fixed'], trigger['fixed'])
     chex.assert_trees_all_close(
@@ -164,7 +169,7 @@ class LiraTest(parameterized.TestCase):
     want = jax.tree.map(
       lambda w, g: w - 0.01 * g,
       model.params,
-      jax.grad(model_loss)(model.params),
+      jax.jit(jax.grad(model_loss))(model.params),
     )
     chex.assert_trees_all_close(got.trained, want, rtol=1e-4, atol=1e-6)
 

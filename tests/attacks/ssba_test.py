@@ -127,6 +127,7 @@ class CraftTest(parameterized.TestCase):
     self.assertEqual(float(steganography.ramp(-1, 10.0, 0, 1)), 0)
     self.assertEqual(float(steganography.ramp(1, 10.0, 0, 1)), 10)
 
+  @pytest.mark.slow
   def test_the_clock_starts_when_the_bits_are_right(self):
     _, trained = toy_networks()
     curves = trained.curves

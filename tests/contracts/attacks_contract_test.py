@@ -78,17 +78,26 @@ SMALL = {
 # Settings in which one step of training shows every float hyper-parameter.
 TRAINED = SMALL | {'blind': dict(history=1, threshold=100.0)}
 NAMES = tuple(attacks.REGISTRY)
-# Networks that take half a minute each to compile, beside the victims'.
-LEARNED = ('ssba', 'poison_ink', 'input_aware', 'lira')
-QUICK = tuple(name for name in NAMES if name not in LEARNED)
+QUICK = ('badnets', 'blended')
 
 
 @functools.cache
-def make(name):
+def eager(name):
   """The attack, but for `SMALL` of default hyper-parameters, and its state."""
   hp = attacks.REGISTRY[name].hparams(**SMALL.get(name, {}))
   attack = build(name, hp)
   return attack, attack.init(KEY, IMAGES, LABELS)
+
+
+@functools.cache
+def make(name):
+  """The same compiled: one program takes less time than its operations."""
+  attack, state = eager(name)
+  cross = attack.cross and jax.jit(attack.cross)
+  compiled = attack._replace(
+    poison=jax.jit(attack.poison), stamp=jax.jit(attack.stamp), cross=cross
+  )
+  return compiled, state
 
 
 def build(name, hp):
@@ -197,16 +206,15 @@ class AttacksContractTest(parameterized.TestCase):
 
   @parameterized.product(name=NAMES)
   def test_jit_equals_eager(self, name):
-    attack, state = make(name)
+    attack, state = eager(name)
+    compiled, _ = make(name)
     chex.assert_trees_all_close(
-      jax.jit(attack.poison)(state, batch(), KEY),
+      compiled.poison(state, batch(), KEY),
       attack.poison(state, batch(), KEY),
       rtol=1e-6,
     )
     chex.assert_trees_all_close(
-      jax.jit(lambda state: stamp(attack, state))(state),
-      stamp(attack, state),
-      rtol=1e-6,
+      stamp(compiled, state), stamp(attack, state), rtol=1e-6
     )
     init = jax.jit(lambda key: attack.init(key, IMAGES, LABELS))
     chex.assert_trees_all_close(init(KEY), state, rtol=1e-6)
@@ -268,14 +276,14 @@ class AttacksContractTest(parameterized.TestCase):
       here = types.ModelState(params=params, batch_stats=model.batch_stats)
       return attack.objective(state, NET, here, data, KEY)
 
-    (loss, (logits, after)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      model.params
-    )
+    descend = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    (loss, (logits, after)), grads = descend(model.params)
     chex.assert_shape(loss, ())
     chex.assert_shape(logits, (BATCH, SPEC.num_classes))
     chex.assert_tree_all_finite((loss, grads))
     chex.assert_trees_all_equal_structs(after, model)
-    updated, metrics = attack.update(state, NET, model, data, KEY)
+    update = jax.jit(lambda state: attack.update(state, NET, model, data, KEY))
+    updated, metrics = update(state)
     chex.assert_trees_all_equal_shapes_and_dtypes(updated, state)
     self.assertIsInstance(metrics, dict)
 
@@ -283,9 +291,9 @@ class AttacksContractTest(parameterized.TestCase):
   def test_effect_on_the_toy_world(self, name):
     self.check_effect(name)
 
-  @parameterized.product(name=LEARNED)
+  @parameterized.product(name=tuple(n for n in NAMES if n not in QUICK))
   @pytest.mark.slow
-  def test_effect_of_learned_triggers_on_the_toy_world(self, name):
+  def test_effect_of_the_others_on_the_toy_world(self, name):
     self.check_effect(name)
 
   def check_effect(self, name):

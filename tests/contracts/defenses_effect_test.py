@@ -5,6 +5,7 @@ What it should stands in `defense_facts`.
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from bdjax import defenses, eval, training, tree, types
@@ -16,11 +17,21 @@ EFFECTS = tuple(
   for name in defenses.REGISTRY
   for i in range(len(FACTS[name].effects))
 )
+# In the time of any other: all of these.
+QUICK = ('ft', 'clp', 'ep', 'bnp', 'fst')
 
 
 class DefensesEffectTest(parameterized.TestCase):
-  @parameterized.parameters(*EFFECTS)
+  @parameterized.parameters(*(one for one in EFFECTS if one[0] in QUICK))
   def test_effect_on_the_toy_world(self, name, i):
+    self.check_effect(name, i)
+
+  @parameterized.parameters(*(one for one in EFFECTS if one[0] not in QUICK))
+  @pytest.mark.slow
+  def test_effect_of_the_others_on_the_toy_world(self, name, i):
+    self.check_effect(name, i)
+
+  def check_effect(self, name, i):
     effect = FACTS[name].effects[i]
     entry = defenses.REGISTRY[name]
     hp = entry.hparams(**effect.hparams)

@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from bdjax import (
@@ -223,8 +224,16 @@ class ReactivationContractTest(parameterized.TestCase):
       lifted, tree.stack(looped), rtol=1e-4, atol=1e-6
     )
 
-  @parameterized.product(name=NAMES)
+  @parameterized.product(name=UNIVERSAL)
   def test_every_mode_chunk_and_device_count_gives_the_same(self, name):
+    self.check_modes(name)
+
+  @parameterized.product(name=tuple(n for n in NAMES if n not in UNIVERSAL))
+  @pytest.mark.slow
+  def test_every_mode_gives_the_same_for_the_others(self, name):
+    self.check_modes(name)
+
+  def check_modes(self, name):
     stack = tree.stack([start(name, model(seed)) for seed in range(3)])
     feed = training.make_feed(IMAGES, TARGETS)
     method = build(name, hparams(name))

@@ -6,6 +6,7 @@ import io
 import shutil
 
 import numpy as np
+import pytest
 from absl.testing import flagsaver, parameterized
 from PIL import Image
 
@@ -77,6 +78,7 @@ class StudyTest(parameterized.TestCase):
         self.assertBetween(row[name], 0, 1, name)
       self.assertEqual(row['reactivated_by'], 'white_box')
 
+  @pytest.mark.slow
   def test_parts_of_stages_make_what_the_whole_makes(self):
     context = cli.Context(toy.folder('parts'))
     for stage in study.STAGES:
@@ -180,6 +182,7 @@ class FurtherTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       connect.main(config, _copy(f'bad-{ends}'), 'defended')
 
+  @pytest.mark.slow
   def test_controls_compare_mechanism_and_noise(self):
     context = _copy('controls')
     config = controls.get_config('quick')
@@ -201,6 +204,7 @@ class FurtherTest(parameterized.TestCase):
     )
     self.assertLen([name for name in metrics if name.endswith('_asr')], 6)
 
+  @pytest.mark.slow
   def test_ablations_are_variants_and_drawn(self):
     context = _copy('ablations')
     config = ablation.get_config('quick,of=mode')

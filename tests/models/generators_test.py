@@ -1,5 +1,7 @@
 """Generators: interpolation, transposed convolutions, shapes, statistics."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -130,9 +132,12 @@ class GeneratorsTest(parameterized.TestCase):
       ('strided', 'down0_norm', 0.9),
     ):
       net = FACTORIES[name](spec())
-      state = net.init(KEY)
-      _, after = net.apply(state, images(), train=True)
-      _, twice = net.apply(after, images(), train=True)
+      state, step = (
+        net.init(KEY),
+        jax.jit(functools.partial(net.apply, train=True)),
+      )
+      _, after = step(state, images())
+      _, twice = step(after, images())
       means = [s.batch_stats[place]['mean'] for s in (after, twice)]
       # From 0: (1 − decay)·m, then (1 − decay²)·m.
       np.testing.assert_allclose(

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from bdjax import eval, keys, sweep, training, tree, types
@@ -341,6 +342,7 @@ class ToyWorldTest(parameterized.TestCase):
       )
     return sweep.over_checkpoints(run, tree.stack(members))[0].extra
 
+  @pytest.mark.slow
   def test_e2e_it_wakes_the_dormant_and_not_the_clean_model(self):
     # Measured: 0.39, 0.21, 0.39 on the dormant models after 0.01, 0.00, 0.04;
     # at most 0.03 on the clean model and 0.003 without the trigger.

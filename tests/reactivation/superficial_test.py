@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from bdjax import (
@@ -99,6 +100,7 @@ def errors(models):
   return np.array(found)
 
 
+@pytest.mark.slow
 class SuperficialTest(absltest.TestCase):
   def test_e2e_fine_tuned_models_come_back_further_than_exactly_purified(self):
     tuned, purified = p_asr(waking.sleeping()), p_asr(exact())

@@ -4,6 +4,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from bdjax import defenses, eval, keys, training, tree, types
@@ -176,6 +177,7 @@ def sleeping(epochs):
 
 
 class ToyWorldTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_it_wakes_a_backdoor_through_other_defended_models(self):
     attack, images_of = toy.attack(), toy.dataset()
     hp = TransferHParams(lr=0.5, outer_epochs=8, pool_size=128, batch_size=64)

@@ -20,7 +20,8 @@ def squeeze(levels: jax.Array, num: int) -> jax.Array:
     float levels of the same shape.
   """
   step = jnp.round(levels / 255 * (num - 1))
-  return jnp.clip(step, 0, num - 1) / (num - 1) * 255
+  # Fused with a division by 255 it may come out a rounding error above.
+  return jnp.minimum(jnp.clip(step, 0, num - 1) / (num - 1) * 255, 255)
 
 
 def dither(levels: jax.Array, num: int) -> jax.Array:
