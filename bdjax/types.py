@@ -407,8 +407,9 @@ class Exec:
     mode: 'vmap' one batched program; 'map' one program, `chunk` models at a
       time; 'loop' a Python loop over one program; 'shard' spread over devices.
     chunk: models at a time; None = from `memory_budget`.
-    memory_budget: bytes for the live models of one chunk; None = half of what
-      the device reports, or 4 GiB where it reports nothing.
+    memory_budget: bytes for the live models of one chunk; None = the chunk
+      measured to be fastest on such a device, and where there is none half of
+      what it reports, or 4 GiB where it reports nothing.
     donate: whether the stack's buffers may be reused for the result.
     precision: matmul precision, 'default' | 'high' | 'highest' | 'bfloat16'.
     remat: whether the lifted function is rematerialized in the backward pass.

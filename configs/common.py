@@ -107,7 +107,11 @@ def world(options: types.SimpleNamespace) -> config_dict.ConfigDict:
         'num_train': optional(options.num_train),
         'num_test': optional(options.num_test),
       },
-      'arch': {'name': options.arch, 'width': optional(options.width)},
+      'arch': {
+        'name': options.arch,
+        'width': optional(options.width),
+        'dtype': config_dict.placeholder(str),  # 'bfloat16' on accelerators
+      },
     }
   )
 

@@ -45,6 +45,12 @@ SNAPSHOT_SECONDS = flags.DEFINE_float(
   'Least seconds between two snapshots, from which a killed run goes on.',
   lower_bound=0.0,
 )
+DEVICES = flags.DEFINE_integer(
+  'devices',
+  1,
+  'Devices over which to spread each batch of a model trained from scratch.',
+  lower_bound=1,
+)
 FORCE = flags.DEFINE_bool('force', False, 'Recompute what is finished already.')
 CACHE = flags.DEFINE_string(
   'compilation_cache',
@@ -61,12 +67,32 @@ class Context(NamedTuple):
     data_dir: folder of prepared data, None for the default.
     force: whether finished runs are computed again.
     snapshot_seconds: least time between two snapshots of a training run.
+    num_devices: over how many devices a training from scratch spreads each
+      batch; its results agree to rounding.
   """
 
   workdir: pathlib.Path
   data_dir: str | None = None
   force: bool = False
   snapshot_seconds: float = 15.0
+  num_devices: int = 1
+
+  @property
+  def devices(self) -> list[jax.Device] | None:
+    """Those of `num_devices`; None for the default one.
+
+    Raises:
+      ValueError: if there are fewer.
+    """
+    if self.num_devices == 1:
+      return None
+    found = jax.devices()
+    if self.num_devices > len(found):
+      raise ValueError(
+        f'`devices={self.num_devices}`, but there are {len(found)} of '
+        f'{found[0].device_kind}; use 1 … {len(found)}.'
+      )
+    return found[: self.num_devices]
 
   @property
   def records(self) -> pathlib.Path:
@@ -160,6 +186,7 @@ def run(
       DATA_DIR.value,
       FORCE.value,
       SNAPSHOT_SECONDS.value,
+      DEVICES.value,
     )
     main(config, context)
 

@@ -115,6 +115,7 @@ def _train(config, context, here, job, run_id):
       on_chunk=on_chunk,
       snapshots=zoo.Progress(context.workdir, run_id),
       snapshot_seconds=context.snapshot_seconds,
+      devices=context.devices,
     )
   return carry, curves, timer
 

@@ -29,6 +29,7 @@ from bdjax.models.polarizer import Form as Form
 from bdjax.models.polarizer import Polarizer as Polarizer
 from bdjax.models.polarizer import polarizer as polarizer
 from bdjax.models.preactresnet import preactresnet18
+from bdjax.models.precision import in_dtype as in_dtype
 from bdjax.models.resnet import resnet18, resnet50
 from bdjax.models.stegastamp import StegaStamp as StegaStamp
 from bdjax.models.stegastamp import stegastamp as stegastamp
@@ -54,12 +55,15 @@ REGISTRY = {
 }
 
 
-def make(arch: str, spec: types.DataSpec, **options) -> types.Classifier:
+def make(
+  arch: str, spec: types.DataSpec, *, dtype: str = 'float32', **options
+) -> types.Classifier:
   """Makes a classifier by name.
 
   Args:
     arch: registry key of the architecture.
     spec: image shape, number of classes and normalization.
+    dtype: type of the activations, see `in_dtype`.
     **options: keyword arguments of the architecture, such as `width`.
 
   Returns:
@@ -69,6 +73,7 @@ def make(arch: str, spec: types.DataSpec, **options) -> types.Classifier:
   Raises:
     UnknownName: for an architecture, or an option, that does not exist; with
       the nearest one that does.
+    ValueError: for a type that nothing is computed in.
 
   Example:
     >>> import jax
@@ -95,9 +100,9 @@ def make(arch: str, spec: types.DataSpec, **options) -> types.Classifier:
         f"Architecture '{arch}' has no option '{name}'. "
         f'{checks.suggest(name, known)}'
       )
-  return _make(arch, spec, **options)
+  return _make(arch, spec, dtype, **options)
 
 
 @functools.cache
-def _make(arch, spec, **options) -> types.Classifier:
-  return REGISTRY[arch](spec, **options)
+def _make(arch, spec, dtype, **options) -> types.Classifier:
+  return in_dtype(REGISTRY[arch](spec, **options), dtype)

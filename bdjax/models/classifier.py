@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax import nnx
 
 from bdjax import checks, registry, types
-from bdjax.models import initial
+from bdjax.models import initial, precision
 from bdjax.models import taps as taps_lib
 
 _NO_EDITS: types.Edits = MappingProxyType({})
@@ -48,18 +48,20 @@ def from_functions(
   Returns:
     The classifier. Beyond the common signature, `apply` takes `key`, for
     networks that are random in training, and `features` takes `taps`, names to
-    keep besides 'penultimate' and 'logits', which spares memory outside jit.
+    keep besides 'penultimate' and 'logits', which spares memory outside jit;
+    both take `dtype`, that of the activations (see `models.in_dtype`).
 
   Raises:
     ValueError: if the network has no tap 'penultimate', or if `conv_taps`,
       `prune_graph` or `head_path` name what it does not have.
   """
 
-  def run(state, images, train, edits, wanted, key):
+  def run(state, images, train, edits, wanted, key, dtype=None):
     tap = taps_lib.Taps(edits, wanted)
-    images = _normalize(tap('input', images), spec)
-    logits, stats = forward(state, images, tap, train, key)
-    logits = tap('logits', logits)
+    inputs = _normalize(tap('input', images), spec)
+    here, lowered = precision.lowered(state, inputs, dtype)
+    logits, stats = forward(here, lowered, tap, train, key)
+    logits = tap('logits', logits.astype(inputs.dtype))
     return logits, types.ModelState(params=state.params, batch_stats=stats), tap
 
   abstract, names = _trace(init, run, spec)
@@ -78,17 +80,26 @@ def from_functions(
   )
   _check_info(info, abstract.params)
 
-  def apply(state, images, *, train=False, edits=_NO_EDITS, key=None):
+  def apply(
+    state, images, *, train=False, edits=_NO_EDITS, key=None, dtype=None
+  ):
     _check_call(info, images, edits)
-    logits, state, _ = run(state, images, train, edits, (), key)
+    logits, state, _ = run(state, images, train, edits, (), key, dtype)
     return logits, state
 
   def features(
-    state, images, *, train=False, edits=_NO_EDITS, taps=None, key=None
+    state,
+    images,
+    *,
+    train=False,
+    edits=_NO_EDITS,
+    taps=None,
+    key=None,
+    dtype=None,
   ):
     _check_call(info, images, edits, taps or ())
     wanted = None if taps is None else {*taps, 'penultimate', 'logits'}
-    return run(state, images, train, edits, wanted, key)[-1].seen
+    return run(state, images, train, edits, wanted, key, dtype)[-1].seen
 
   return types.Classifier(init=init, apply=apply, features=features, info=info)
 

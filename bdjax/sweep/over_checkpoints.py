@@ -6,7 +6,8 @@ rounding. A mapped member is looked up by its index, so a stack is neither
 padded nor copied on one device, and data are never replicated m times.
 
 `vmap` over convolution weights becomes a grouped convolution, which on CPU is
-slower than one model after the other; `map` with chunk 1 is the CPU default.
+slower than one model after the other; `map` with the chunk that `chunks.json`
+names for the device is the default.
 """
 
 import weakref
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax import checks, tree, types
-from bdjax.sweep import memory
+from bdjax.sweep import chunks, memory
 
 AXIS = 'models'  # name of the mesh axis of mode 'shard'
 
@@ -162,8 +163,9 @@ class Lifted:
   def _affordable(self, m: int, stack: Any, data: Any) -> int:
     """The chunk that the memory budget allows, measured once per shape."""
     budget, device = self.exec.memory_budget, jax.devices()[0]
-    if m == 1 or (budget is None and device.platform == 'cpu'):
-      return 1
+    usual = chunks.usual(device) if budget is None else None
+    if m == 1 or usual is not None:
+      return min(usual or 1, m)
     leaves, structure = jax.tree.flatten((stack, data))
     shapes = (structure, *((np.shape(x), jnp.result_type(x)) for x in leaves))
     if shapes not in self._chunks:

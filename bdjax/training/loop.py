@@ -15,7 +15,7 @@ import numpy as np
 
 from bdjax import checks, keys, types
 from bdjax.training import feed as feeding
-from bdjax.training import finite
+from bdjax.training import finite, spread
 from bdjax.training import plan as planning
 
 
@@ -77,6 +77,7 @@ class _Run(NamedTuple):
   snapshots: Snapshots | None
   snapshot_seconds: float
   own_feeds: bool
+  mesh: jax.sharding.Mesh | None
 
   def lifted(self, i, fn, lift=None):
     """Lifts fn(keys of phase i, member, feed, *rest) to (member, feed, *rest).
@@ -156,6 +157,7 @@ def _scan(run, phase, plan, length):
 
     def body(state, inputs):
       step, row = inputs
+      row = spread.split(run.mesh, row)
       batch = {}
       if feed is not None:
         augment_key = keys.at(phase_keys['augment'], step)
@@ -163,6 +165,7 @@ def _scan(run, phase, plan, length):
         batch = feeding.fetch(
           feed, row, augment_key, augment, mask=place < plan.n
         )
+        batch = spread.split(run.mesh, batch)
       clock = types.Clock(
         key=keys.at(phase_keys['step'], step),
         step=step,
@@ -170,7 +173,7 @@ def _scan(run, phase, plan, length):
         num_steps=plan.num_steps,
         num_epochs=plan.num_epochs,
       )
-      return phase.step(state, batch, clock)
+      return spread.whole(run.mesh, phase.step(state, batch, clock))
 
     steps = start + jnp.arange(length, dtype=jnp.int32)
     return jax.lax.scan(body, state, (steps, rows))
@@ -192,6 +195,7 @@ def run_phases(
   on_chunk: Callable[[ChunkReport], None] | None = None,
   snapshots: Snapshots | None = None,
   snapshot_seconds: float = 15.0,
+  devices: Sequence[jax.Device] | None = None,
 ) -> tuple[types.Carry, dict[str, types.Metrics]]:
   """Runs phases one after another.
 
@@ -216,16 +220,25 @@ def run_phases(
     on_chunk: called after every chunk with a `ChunkReport`.
     snapshots: where to keep the run's state and to resume it from.
     snapshot_seconds: least time between two snapshots within a phase.
+    devices: where to spread each batch of a single model; None = the default
+      device alone.
 
   Returns:
     The final carry, and {phase name: {metric: [steps] or [m, steps]}}.
 
   Raises:
-    ValueError: if a phase reads a feed that is not given.
+    ValueError: if a phase reads a feed that is not given, or if devices are
+      given that cannot share its batches evenly, or given with `lift`.
     NonFiniteError: if a single model's metrics leave the finite numbers; a
       stack goes on, `finite_members` tells who failed.
   """
   checks.typed_key(key=key)
+  if lift is not None and devices is not None:
+    raise ValueError(
+      '`devices` spreads the batches of a single model; a stack is spread by '
+      "`lift`, with types.Exec(mode='shard')."
+    )
+  mesh = spread.mesh_of(devices, phases, feeds)
   run = _Run(
     key,
     augment,
@@ -236,8 +249,13 @@ def run_phases(
     snapshots,
     snapshot_seconds,
     own_feeds,
+    mesh,
   )
+  feeds = spread.place(mesh, dict(feeds))
   at = _resume(run, phases, carry, feeds)
+  at = at._replace(
+    carry=spread.place(mesh, at.carry), state=spread.place(mesh, at.state)
+  )
   for i, phase in enumerate(phases):
     if i < at.phase:
       continue

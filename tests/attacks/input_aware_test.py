@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from bdjax import attacks, models, registry, training, types
@@ -24,7 +25,7 @@ NUM = 40
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (NUM, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(NUM, dtype=np.int32) % 4
-SMALL = dict(widths=(2, 3), num_others=5, mask_epochs=2)
+SMALL = dict(widths=(2,), num_others=5, mask_epochs=2)
 IMPLANT = types.Phase(
   'implant', None, None, None, num_epochs=6, batch_size=10, reads='train'
 )
@@ -60,7 +61,7 @@ def squash(z):
 @functools.cache
 def forward(outputs, train):
   """A generator as one program."""
-  net = models.encoder_decoder(SPEC, outputs=outputs, widths=(2, 3))
+  net = models.encoder_decoder(SPEC, outputs=outputs, widths=(2,))
   return jax.jit(lambda state, x: net.apply(state, x, train=train))
 
 
@@ -148,7 +149,7 @@ class InputAwareTest(parameterized.TestCase):
     hparams = dict(poison_ratio=0.2, lambda_div=0.5, lr_generator=0.02)
     attack, state = setup(accumulate_g_grads=accumulate, **hparams)
     model = NET.init(KEY)
-    net = models.encoder_decoder(SPEC, outputs=3, widths=(2, 3))
+    net = models.encoder_decoder(SPEC, outputs=3, widths=(2,))
     adam = optax.adam(0.02, b1=0.5, b2=0.999)
     params = state.trigger['generator'].params
     opt_state, total = adam.init(params), None
@@ -268,7 +269,7 @@ class InputAwareTest(parameterized.TestCase):
     for name, value in state.trigger.items():
       same = jax.tree.map(np.array_equal, after.extra.trigger[name], value)
       self.assertEqual(all(jax.tree.leaves(same)), name != 'mask')
-    net = models.encoder_decoder(SPEC, outputs=1, widths=(2, 3))
+    net = models.encoder_decoder(SPEC, outputs=1, widths=(2,))
     z, want = net.apply(state.trigger['mask'], batch()['image'], train=True)
     chex.assert_trees_all_close(
       after.extra.trigger['mask'].batch_stats, want.batch_stats, atol=1e-6
@@ -301,6 +302,7 @@ class InputAwareTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'mask_epochs=6.*lower it'):
       attack.phases(NET, IMPLANT)
 
+  @pytest.mark.slow
   def test_equal_images_do_not_break_gradients(self):
     attack, state = setup(poison_ratio=0.2)
     same = batch() | {'image': jnp.full((20, 8, 8, 3), 0.5)}

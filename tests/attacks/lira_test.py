@@ -55,9 +55,15 @@ def net():
   return models.strided_autoencoder(SPEC, widths=(2, 4, 8, 16))
 
 
-@functools.partial(jax.jit, static_argnames=('train', 'eps'))
+@functools.cache
+def passes(train):
+  """The generator's pass over the batch, compiled."""
+  apply = functools.partial(net().apply, train=train)
+  return jax.jit(lambda generator: apply(generator, BATCH['image']))
+
+
 def by_hand(generator, *, train, eps=0.2):
-  change, after = net().apply(generator, BATCH['image'], train=train)
+  change, after = passes(train)(generator)
   return jnp.clip(BATCH['image'] + eps * STD * change, 0, 1), after
 
 
@@ -132,7 +138,9 @@ class LiraTest(parameterized.TestCase):
     _, want = tiny.apply(model, BATCH['image'], train=True)
     stamped, _ = by_hand(state.trigger['fixed'], train=False)
     _, want = tiny.apply(want, stamped, train=True)
-    chex.assert_trees_all_close(after.batch_stats, want.batch_stats, rtol=1e-5)
+    chex.assert_trees_all_close(
+      after.batch_stats, want.batch_stats, rtol=1e-5, atol=1e-6
+    )
 
   def test_first_phase_is_adam_on_the_generator_then_sgd_on_the_model(self):
     _, state = setup(random_crop=0, random_rotation=0.0)

@@ -52,6 +52,7 @@ def evaluation(
     'unit': 's',
     'per': 1.0,
     'sides': timing.compare(sides, repeats),
+    'temporary_bytes': lifted.temporary_bytes(count, 1, stack, images, labels),
   }
   if budgets:
     row['chunk_by_budget'] = lifted.chunk_by_budget(

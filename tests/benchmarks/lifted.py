@@ -55,13 +55,13 @@ def chunk_by_budget(
     bounded = sweep.lift(fn, types.Exec(memory_budget=budget))
     chunk = bounded.chunk_for(stack, *data)
     if chunk not in known:
-      known[chunk] = _temporary_bytes(fn, chunk, stack, *data)
+      known[chunk] = temporary_bytes(fn, chunk, stack, *data)
     found[str(budget)] = {'chunk': chunk, 'bytes': known[chunk]}
   return found
 
 
-def _temporary_bytes(fn, chunk, stack, *data) -> int:
-  """Of the program that takes `chunk` members at a time."""
+def temporary_bytes(fn, chunk, stack, *data) -> int:
+  """Temporaries of the program that takes `chunk` members at a time."""
   # Inside a trace the chunk cannot be measured; here it is given.
   run = sweep.lift(fn, types.Exec(chunk=chunk))
   program = jax.jit(lambda stack, *data: run(stack, *data))

@@ -24,7 +24,7 @@ from tests.benchmarks import (
 )
 
 SUITE = flags.DEFINE_enum('suite', 'cpu', ['cpu', 'gpu', 'all'], 'Which.')
-ONLY = flags.DEFINE_string('only', '', 'Regular expression on names.')
+ONLY = flags.DEFINE_string('only', '.*', 'Regular expression of whole names.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed calls of each side.')
 FOLDER = pathlib.Path(__file__).parent / 'results'
 
@@ -55,6 +55,7 @@ CPU = {
   'eval_tiny_k32': lambda n, t: _EVAL(
     n, t, 'tiny', 32, 2048, budgets=instrument_bench.BUDGETS['tiny']
   ),
+  'eval_tiny_k64': lambda n, t: _EVAL(n, t, 'tiny', 64, 2048),
   'eval_16_k8': lambda n, t: _EVAL(
     n,
     t,
@@ -117,7 +118,7 @@ def main(argv) -> None:
   device = re.sub(r'\W+', '-', jax.devices()[0].device_kind).strip('-').lower()
   path = FOLDER / f'{SUITE.value}-{device}.json'
   found = json.loads(path.read_text()) if path.exists() else {'rows': {}}
-  found['versions'] = zoo.environment.versions() | {
+  versions = zoo.environment.versions() | {
     'code': zoo.environment.code_version(),
     'device': jax.devices()[0].device_kind,
     'processor': _processor(),
@@ -126,10 +127,10 @@ def main(argv) -> None:
   }
   torch = reference()
   for name, bench in wanted.items():
-    if not re.search(ONLY.value, name):
+    if not re.fullmatch(ONLY.value, name):
       continue
     row = bench(REPEATS.value, torch)
-    row['peak_bytes'] = timing.peak_bytes()
+    row |= {'peak_bytes': timing.peak_bytes(), 'versions': versions}
     found['rows'][name] = row
     medians = {k: v['median_s'] / row['per'] for k, v in row['sides'].items()}
     print(name, {k: round(v, 2) for k, v in medians.items()}, flush=True)

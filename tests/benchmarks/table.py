@@ -49,5 +49,7 @@ def memory_table(found: dict) -> str:
 if __name__ == '__main__':
   for path in sorted(FOLDER.glob('*.json')):
     content = json.loads(path.read_text())
-    print(f'{path.stem}: {content["versions"]}\n\n{table(content)}')
+    for versions in {str(row['versions']) for row in content['rows'].values()}:
+      print(versions)
+    print(f'\n{path.stem}\n\n{table(content)}')
     print(memory_table(content))

@@ -72,7 +72,7 @@ EFFECT: dict[str, float] = {
 CLEAN = {'blind': 0.45}
 # Narrow generators save time.
 SMALL = {
-  'input_aware': dict(widths=(4, 8), num_others=8),
+  'input_aware': dict(widths=(4,), num_others=8),
   'lira': dict(width=4),
 }
 # Settings in which one step of training shows every float hyper-parameter.

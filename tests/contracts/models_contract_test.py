@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from flax import nnx
 
@@ -23,6 +24,8 @@ OPTIONS = {
   'mobilenet_v3_large': {'width': 1, 'blocks': 1, 'stages': 3},
   'efficientnet_b3': {'width': 1, 'blocks': 1, 'stages': 3},
 }
+# Tried in every run of the tests; the other networks take twice their time.
+QUICK = ('preactresnet18', 'tiny', 'vgg19_bn', 'resnet18', 'vit_b_16')
 LARGE = ('vgg19_bn', 'convnext_tiny', 'densenet161')  # need 32×32 images
 CONCATENATED = ('densenet161',)  # no convolution comes before their norms
 
@@ -107,8 +110,9 @@ def assert_close(a, b, rtol=1e-4):
   )
 
 
-@parameterized.parameters(*models.REGISTRY, 'nnx')
-class ModelsContractTest(parameterized.TestCase):
+class Promises:
+  """The tests, each of one network by its name."""
+
   def test_listed_taps_are_the_features(self, name):
     model = make(name)
     features = jax.eval_shape(model.features, states(name)[0], batch(name))
@@ -242,6 +246,35 @@ class ModelsContractTest(parameterized.TestCase):
     stack = jax.vmap(model.init)(keys)
     assert_close(tree.take(stack, 1), model.init(keys[1]), rtol=1e-6)
 
+  def test_half_precision_is_that_of_activations_alone(self, name):
+    half, kept = models.in_dtype(make(name), 'bfloat16'), make(name).init
+    state = jax.eval_shape(kept, jax.random.key(0))
+    seen = jax.eval_shape(half.features, state, batch(name))
+    for tap in half.info.conv_taps:
+      self.assertEqual(seen[tap].dtype, jnp.bfloat16, tap)
+    self.assertEqual(seen['logits'].dtype, jnp.float32)
+
+    def loss_fn(state):
+      logits, after = half.apply(state, batch(name), train=True)
+      return logits.sum(), after
+
+    grads, after = jax.eval_shape(jax.grad(loss_fn, has_aux=True), state)
+    for leaf in jax.tree.leaves((grads, after)):
+      self.assertEqual(leaf.dtype, jnp.float32)
+
   def test_untyped_keys_are_refused(self, name):
     with self.assertRaisesRegex(TypeError, 'jax.random.key'):
       make(name).init(jnp.zeros(2, jnp.uint32))
+
+
+def cases(name, *networks):
+  """A test case of the promises of some networks."""
+  tests = {k: test for k, test in vars(Promises).items() if k[:4] == 'test'}
+  case = type(name, (parameterized.TestCase,), tests)
+  return parameterized.parameters(*networks)(case)
+
+
+ModelsContractTest = cases('ModelsContractTest', *QUICK, 'nnx')
+OtherModelsContractTest = pytest.mark.slow(
+  cases('OtherModelsContractTest', *sorted(models.REGISTRY.keys() - {*QUICK}))
+)

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from bdjax import checks, defenses, optim, training, tree, types
@@ -178,6 +179,7 @@ class PamTest(parameterized.TestCase):
     self.assertLess(gaps[0], 1e-5)
     self.assertGreater(gaps[1], 1e-5)
 
+  @pytest.mark.slow
   def test_attacked_weights_stay_for_all_rounds(self):
     for i in (5, 6, 7):
       attacked = run(i)[0].extra['attacked']
@@ -321,6 +323,7 @@ class PamGoldenTest(parameterized.TestCase):
     for name, value in want.items():
       golden.assert_close(got[name], value, tolerance)
 
+  @pytest.mark.slow
   def test_two_steps(self):
     want = golden.arrays('pam')
     states, metrics = self.run_steps('student_w8_state')

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from bdjax import defenses, optim, training, tree, types
@@ -336,6 +337,7 @@ class SauGoldenTest(parameterized.TestCase):
     self.close(loss(0.0, 1.0), arrays[f'inner_loss_cross_{k}'])
     self.close(loss(0.01, 1.0), arrays[f'inner_loss_ae_{k}'])
 
+  @pytest.mark.slow
   def test_search_and_step_of_the_phase(self):
     arrays = golden.arrays('sau')
     student, reference = (

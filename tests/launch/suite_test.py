@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from ml_collections import config_dict
 
@@ -131,6 +132,7 @@ class OracleTest(parameterized.TestCase):
     rows = {r['parents'][0]: r for r in zoo.records.read(context.records)}
     return made, rows
 
+  @pytest.mark.slow
   def test_takes_the_least_asr_of_every_model_and_says_so(self):
     thresholds = (0.2, 0.9)
     asked = dict(selector='oracle', thresholds=thresholds, max_drop=1.0)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import parameterized
 
 from bdjax import optim, tree, types
@@ -132,6 +133,7 @@ class GoldenTest(parameterized.TestCase):
     )
     golden.assert_close(log[2]['loss'], want['loss_step3'], _LOSS)
 
+  @pytest.mark.slow
   def test_ft_sam_perturbation(self):
     want, (_, log) = golden.arrays('ft_sam_step'), _sam_run(True)
     now = log[0]
