@@ -42,7 +42,18 @@ def run(config: Any, context: cli.Context, here: world.World, job: Job):
   Returns:
     The artefact, the old one if this run is finished already.
   """
-  run_id = zoo.run_id(
+  run_id = identity(config, here, job)
+  done = finished(context, job, run_id)
+  if done is not None:
+    return done
+  carry, curves, timer = _train(config, context, here, job, run_id)
+  cost = timer.cost(num_steps(curves) * job.recipe.batch_size)
+  return store(config, context, here, job, carry, curves, cost)
+
+
+def identity(config: Any, here: world.World, job: Job) -> str:
+  """The name of a run."""
+  return zoo.run_id(
     job.stage,
     job.method,
     1,
@@ -52,11 +63,44 @@ def run(config: Any, context: cli.Context, here: world.World, job: Job):
     arch=here.arch,
     arch_options=here.arch_options,
   )
+
+
+def finished(context: cli.Context, job: Job, run_id: str):
+  """The artefact of a run that is finished already, else None."""
   done = results.finished(context, run_id)
   if done is not None:
     show.done(f'{job.method} model {done.name}: finished before')
-    return done
-  carry, curves, timer = _train(config, context, here, job, run_id)
+  return done
+
+
+def num_steps(curves: Mapping[str, Any]) -> int:
+  """Steps of all phases of a single model."""
+  return sum(len(curve['loss']) for curve in curves.values())
+
+
+def store(
+  config: Any,
+  context: cli.Context,
+  here: world.World,
+  job: Job,
+  carry: types.Carry,
+  curves: Mapping[str, Any],
+  cost: Mapping[str, Any],
+) -> zoo.Artefact:
+  """Evaluates and stores a trained model.
+
+  Args:
+    config: as for `run`.
+    context: where and how.
+    here: data and network.
+    job: what was trained.
+    carry: the model; of an attack, its state as `extra`.
+    curves: metrics of each phase, [steps].
+    cost: fields of the record on time and on how it was run.
+
+  Returns:
+    The artefact.
+  """
   victim = None
   facts: dict[str, Any] = {}
   if job.attack is not None:
@@ -66,14 +110,13 @@ def run(config: Any, context: cli.Context, here: world.World, job: Job):
   card = results.card(
     here,
     config,
-    run_id=run_id,
+    run_id=identity(config, here, job),
     stage=job.stage,
     method=job.method,
     settings=job.settings,
     metrics=rates,
     attack=facts,
   )
-  steps = sum(len(curve['loss']) for curve in curves.values())
   state = {'model': carry.model}
   artefact = results.finish(
     context,
@@ -86,8 +129,8 @@ def run(config: Any, context: cli.Context, here: world.World, job: Job):
       card,
       **rates,
       **facts,
-      **timer.cost(steps * job.recipe.batch_size),
-      steps=steps,
+      **cost,
+      steps=num_steps(curves),
       epochs=job.recipe.epochs,
     ),
   )

@@ -167,7 +167,8 @@ class ConfigsTest(parameterized.TestCase):
   @parameterized.parameters(*sorted(models.REGISTRY))
   def test_every_architecture_is_taken(self, arch):
     config = _get_config('configs.attacks.badnets', f'arch={arch},width=4')
-    self.assertEqual(config.arch.to_dict(), {'name': arch, 'width': 4})
+    want = {'name': arch, 'width': 4, 'dtype': None}
+    self.assertEqual(config.arch.to_dict(), want)
 
   def test_seed_of_the_quickstart_reaches_every_stage(self):
     for stage in _stages(_get_config('configs.quickstart')):
