@@ -212,12 +212,13 @@ class AttacksContractTest(parameterized.TestCase):
       compiled.poison(state, batch(), KEY),
       attack.poison(state, batch(), KEY),
       rtol=1e-6,
+      atol=1e-6,
     )
     chex.assert_trees_all_close(
-      stamp(compiled, state), stamp(attack, state), rtol=1e-6
+      stamp(compiled, state), stamp(attack, state), rtol=1e-6, atol=1e-6
     )
     init = jax.jit(lambda key: attack.init(key, IMAGES, LABELS))
-    chex.assert_trees_all_close(init(KEY), state, rtol=1e-6)
+    chex.assert_trees_all_close(init(KEY), state, rtol=1e-6, atol=1e-6)
 
   @parameterized.product(name=NAMES)
   def test_stack_equals_loop(self, name):
