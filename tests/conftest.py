@@ -1,6 +1,8 @@
 """Strictness of the whole test run: typed keys, no rank promotion, 4 CPUs."""
 
+import gc
 import os
+import pathlib
 
 from jaxlib import version
 
@@ -24,6 +26,21 @@ jax.config.update('jax_legacy_prng_key', 'error')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Grain and TFDS look at absl flags before pytest has parsed any.
 flags.FLAGS.mark_as_parsed()
+
+
+# Every compiled program takes a few; at 65,530 Linux refuses further ones, and
+# XLA ends the process. Programs are shared within a file, hardly beyond.
+_MANY_MAPS = 30_000
+
+
+def pytest_runtest_teardown(item, nextitem):
+  """Between files, forgets compiled programs where there are too many."""
+  if nextitem is None or nextitem.path == item.path:
+    return
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > _MANY_MAPS:
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_collection_modifyitems(items):
