@@ -119,15 +119,15 @@ def _defenses(config, attacked: Made) -> list[tuple]:
 def _measure(config, context, part: crew.Part) -> Made:
   """Every instrument on all defended models."""
   parents = _names(_found('defend', config, context))
-  known, chains = config.reactivations, []
+  known, first, others = config.reactivations, [], []
   for name in known:
     if name == retuning.METHOD and _IMITATOR in known:
-      chains.insert(0, [known[name], known[_IMITATOR]])
+      first.append((reactivate.main, [known[name], known[_IMITATOR]]))
     elif name != _IMITATOR:
-      chains.append([known[name]])
-  todo = [(reactivate.main, chain) for chain in chains]
-  todo += [(connect.main, [one]) for one in config.paths.values()]
-  todo.append((existence.main, [config.existence]))
+      others.append((reactivate.main, [known[name]]))
+  # The longest first, so that all processes end at about the same time.
+  todo = first + [(connect.main, [one]) for one in config.paths.values()]
+  todo += [*others, (existence.main, [config.existence])]
   made = []
   for launch, chain in part.of(todo):
     for one in chain:

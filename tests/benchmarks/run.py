@@ -49,9 +49,7 @@ CPU = {
   'eval_k4': lambda n, t: _EVAL(n, t, 'preactresnet18', 4, 256),
   'eval_k16': lambda n, t: _EVAL(n, t, 'preactresnet18', 16, 256),
   'eval_tiny_k1': lambda n, t: _EVAL(n, t, 'tiny', 1, 2048),
-  'eval_tiny_k4': lambda n, t: _EVAL(n, t, 'tiny', 4, 2048),
   'eval_tiny_k8': lambda n, t: _EVAL(n, t, 'tiny', 8, 2048),
-  'eval_tiny_k16': lambda n, t: _EVAL(n, t, 'tiny', 16, 2048),
   'eval_tiny_k32': lambda n, t: _EVAL(
     n, t, 'tiny', 32, 2048, budgets=instrument_bench.BUDGETS['tiny']
   ),

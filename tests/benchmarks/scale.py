@@ -56,15 +56,11 @@ def draw(found: dict, stem: str, title: str) -> figure.Figure:
     )
   left.set(xscale='log', yscale='log', ylabel='seconds', title=title)
   left.legend(frameon=False, fontsize=8)
-  memory = [
-    (k, row['temporary_bytes'] / MIB)
-    for k, row in points
-    if 'temporary_bytes' in row
-  ]
+  memory = [(k, row['temporary_bytes'] / MIB) for k, row in points]
   right.plot(*zip(*memory, strict=True), color=ink.BLUE, marker='o')
   right.set(xscale='log', ylabel='MiB beside weights and data')
   right.set(title='Temporaries, mode map')
-  right.set_ylim(bottom=0)
+  right.set_ylim(0, 1.3 * max(size for _, size in memory))
   for ax in (left, right):
     ticks = [k for k, _ in points]
     ax.set_xticks(ticks, [str(k) for k in ticks])
