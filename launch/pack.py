@@ -101,13 +101,13 @@ def _train(config, context, here, members) -> dict[str, zoo.Artefact]:
       snapshot_seconds=context.snapshot_seconds,
     )
   finite = training.finite_members(curves, stacked=True)
-  made = {}
+  made, cost = {}, _cost(curves, timer, config, members)
   for i, member in enumerate(members):
     if not finite[i]:
       continue
     # The attack's own state goes with the model, not the pack's images of it.
     mine = types.Carry(model=tree.take(carry.model, i), extra=states[i])
-    own, cost = tree.take(curves, i), _cost(curves, timer, config, members)
+    own = tree.take(curves, i)
     made[member.run_id] = scratch.store(
       member.config, context, here, member.job, mine, own, cost
     )

@@ -20,8 +20,8 @@ def in_dtype(classifier: types.Classifier, dtype: str) -> types.Classifier:
 
   Args:
     classifier: made by `models.from_functions` or what stands on it.
-    dtype: 'float32', or 'bfloat16', half the memory and on accelerators a
-      multiple of the speed, at three significant digits of each activation.
+    dtype: 'float32', or 'bfloat16', which halves the memory of activations
+      and leaves each of them two to three significant digits.
 
   Returns:
     The classifier; states, images and logits are those of the original, and

@@ -27,7 +27,7 @@ def get_config(arg: str | None = None):
     {
       'train': common.recipe(options),
       'attacks': names,
-      'ratios': tuple(map(float, options.ratios.split('+'))),
+      'ratios': _ratios(options.ratios),
       'exec': common.execution(),
     }
   )
@@ -35,3 +35,13 @@ def get_config(arg: str | None = None):
     module = importlib.import_module(f'configs.attacks.{name}')
     config[name] = module.get_config(f'dataset={options.dataset}')
   return config
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+  try:
+    return tuple(map(float, text.split('+')))
+  except ValueError:
+    raise ValueError(
+      f"`ratios={text}` of this config are no numbers joined by '+'; write "
+      'ratios=0.01+0.1.'
+    ) from None

@@ -78,6 +78,7 @@ SMALL = {
 # Settings in which one step of training shows every float hyper-parameter.
 TRAINED = SMALL | {'blind': dict(history=1, threshold=100.0)}
 NAMES = tuple(attacks.REGISTRY)
+# Trained in every run of the tests; the other attacks only in slow ones.
 QUICK = ('badnets', 'blended')
 
 

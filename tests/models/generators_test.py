@@ -132,10 +132,8 @@ class GeneratorsTest(parameterized.TestCase):
       ('strided', 'down0_norm', 0.9),
     ):
       net = FACTORIES[name](spec())
-      state, step = (
-        net.init(KEY),
-        jax.jit(functools.partial(net.apply, train=True)),
-      )
+      state = net.init(KEY)
+      step = jax.jit(functools.partial(net.apply, train=True))
       _, after = step(state, images())
       _, twice = step(after, images())
       means = [s.batch_stats[place]['mean'] for s in (after, twice)]

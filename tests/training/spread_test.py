@@ -69,7 +69,7 @@ class SpreadTest(parameterized.TestCase):
       self.assertTrue(leaf.sharding.is_fully_replicated)
       self.assertLen(leaf.sharding.device_set, 4)
 
-  def test_attacks_that_learn_are_spread_as_well(self):
+  def test_training_under_an_attack_is_spread_as_well(self):
     attack, images = toy.attack('badnets'), toy.dataset().train.images[:96]
     state = attack.init(KEY, images, toy.dataset().train.labels[:96])
     phases = training.attack_phases(
