@@ -6,7 +6,6 @@ Exit codes: 0 done; 2 bad input (the message names the cure); 1 anything else;
 
 import ast
 import contextlib
-import importlib.util
 import os
 import pathlib
 import sys
@@ -17,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from bdjax import checks, data, registry, training, types, zoo
+from bdjax import checks, data, registry, training, types, xla, zoo
 
 _BAD_INPUT = (
   flags.Error,
@@ -130,29 +129,11 @@ def variants(config: config_dict.ConfigDict) -> list[tuple]:
 def start(cache: str) -> None:
   """Sets the process up: quiet logs, the persistent compilation cache."""
   logging.set_verbosity(logging.WARNING)
-  _compile_quickly()
+  xla.tune_cpu()
   if cache:
     folder = os.path.expanduser(cache)
     jax.config.update('jax_compilation_cache_dir', folder)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
-
-
-_LEVEL = '--xla_backend_optimization_level'
-
-
-def _compile_quickly() -> None:
-  """Leaves out LLVM's costly passes where the CPU is all there is.
-
-  They take a quarter of the compilation and gain nothing that could be
-  measured (tests/benchmarks/README.md); on GPUs the same flag would count. It
-  takes effect because no backend has started yet.
-  """
-  plugins = ('jax_plugins', 'libtpu')
-  if any(importlib.util.find_spec(name) for name in plugins):
-    return
-  given = os.environ.get('XLA_FLAGS', '')
-  if _LEVEL not in given:
-    os.environ['XLA_FLAGS'] = f'{given} {_LEVEL}=1'.strip()
 
 
 def run(

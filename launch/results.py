@@ -129,8 +129,7 @@ def finished(context: cli.Context, run_id: str) -> zoo.Artefact | None:
   if context.force or not zoo.exists(context.workdir, run_id):
     return None
   artefact = zoo.open(context.workdir, run_id)
-  known = zoo.records.read(context.records) if context.records.exists() else []
-  if all(entry['run_id'] != run_id for entry in known):
+  if not zoo.records.holds(context.records, run_id):
     record = zoo.load_metrics(artefact)['record']
     zoo.records.append(context.records, record)
   return artefact

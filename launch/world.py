@@ -235,7 +235,13 @@ def _stand_ins(card: zoo.Card) -> dict[str, np.ndarray]:
 
 def abstract_model(world: World) -> types.ModelState:
   """Shapes of the network's state."""
-  return jax.eval_shape(world.classifier.init, keys.root(0))
+  return _abstract(world.classifier.init)
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract(init) -> types.ModelState:
+  """Traced once per network, not once per model that is read."""
+  return jax.eval_shape(init, keys.root(0))
 
 
 def load_model(artefact: zoo.Artefact, world: World) -> types.ModelState:

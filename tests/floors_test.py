@@ -12,7 +12,7 @@ from absl.testing import parameterized
 ROOT = pathlib.Path(__file__).parents[1]
 
 FLOORS = (
-  ('types', 'tree', 'keys', 'checks', 'registry'),
+  ('types', 'tree', 'keys', 'checks', 'registry', 'xla'),
   ('data', 'models', 'optim', 'perturb', 'surgery'),
   ('training', 'eval', 'analysis', 'connectivity'),
   (

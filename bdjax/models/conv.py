@@ -7,10 +7,13 @@ elsewhere, because XLA exchanges images and kernel. Here all of it is written
 in forms that stay fast, so that a scanned training step costs what a looped
 one does:
 
-  forward          a plain NHWC convolution; on maps smaller than the kernel
-                   one matrix product with the images' patches;
+  forward          a plain NHWC convolution; where it has few output channels,
+                   neighboring outputs are computed as further channels; on
+                   maps smaller than the kernel one matrix product with the
+                   images' patches;
   input gradient   g, dilated by the stride, convolved with the flipped kernel
-                   whose input and output channels are swapped;
+                   whose input and output channels are swapped; with a stride,
+                   the outputs between two pixels of g as further channels;
   weight gradient  one matrix product of x, shifted along the columns, with g,
                    shifted along the rows: (kw·c) × (kh·d) sums hold each pair
                    of shifts once. With a stride along the rows, of the patches
@@ -37,13 +40,14 @@ import functools
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+from bdjax.models import conv_forms
+
 _CACHE = 2**23  # bytes of copies that a product may read at a time
 # Part of jit's cache key: a function traced on one route is traced anew, not
 # reused, on the other.
@@ -74,17 +78,6 @@ def forward_mode() -> AbstractContextManager:
 def fast_gradients() -> AbstractContextManager:
   """A context that forces the gradients of this module, whatever the device."""
   return _ROUTE('own')
-
-
-class _Form(NamedTuple):
-  """What a convolution is besides its two arrays; two entries per axis pair."""
-
-  strides: tuple[int, ...]
-  padding: tuple[tuple[int, int], ...]
-  x_dilation: tuple[int, ...] = (1, 1)
-  kernel_dilation: tuple[int, ...] = (1, 1)
-  groups: int = 1
-  precision: Any = None
 
 
 def conv_general_dilated(
@@ -125,7 +118,8 @@ def conv_general_dilated(
   layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
   covered = (
     lhs.ndim == 4
-    and layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
+    and layout
+    == lax.conv_dimension_numbers(lhs.shape, rhs.shape, conv_forms.LAYOUT)
     and batch_group_count == 1
     and preferred_element_type is None
     and jnp.issubdtype(lhs.dtype, jnp.floating)
@@ -144,7 +138,7 @@ def conv_general_dilated(
       precision,
       preferred_element_type,
     )
-  form = _Form(
+  form = conv_forms.Form(
     strides=tuple(window_strides),
     padding=_explicit(padding, lhs, rhs, window_strides, rhs_dilation),
     x_dilation=tuple(lhs_dilation or (1, 1)),
@@ -167,16 +161,15 @@ def _explicit(padding, lhs, rhs, strides, rhs_dilation):
   """Padding as pairs of ints."""
   if isinstance(padding, str):
     dilation = rhs_dilation or (1, 1)
-    window = [_dilated(k, d) for k, d in zip(rhs.shape, dilation, strict=False)]
+    window = [
+      conv_forms.dilated(k, d)
+      for k, d in zip(rhs.shape, dilation, strict=False)
+    ]
     padding = lax.padtype_to_pads(lhs.shape[1:3], window, strides, padding)
   return tuple((int(low), int(high)) for low, high in padding)
 
 
-def _dilated(size: int, dilation: int) -> int:
-  return (size - 1) * dilation + 1
-
-
-def _is_pointwise(form: _Form, kernel: jax.Array) -> bool:
+def _is_pointwise(form: conv_forms.Form, kernel: jax.Array) -> bool:
   return (
     kernel.shape[:2] == (1, 1)
     and form.groups == 1
@@ -185,7 +178,9 @@ def _is_pointwise(form: _Form, kernel: jax.Array) -> bool:
   )
 
 
-def _pointwise(form: _Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _pointwise(
+  form: conv_forms.Form, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
   """A 1×1 convolution as one matrix product; its gradients are two more."""
   x = x[:, :: form.strides[0], :: form.strides[1]]
   flat = x.reshape(-1, x.shape[-1])
@@ -194,22 +189,15 @@ def _pointwise(form: _Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _conv(form: _Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
-  if _is_depthwise(form, x, kernel.shape[-1]):
-    return _convolve_channels(form, x, kernel)
+def _conv(form: conv_forms.Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  if conv_forms.is_depthwise(form, x, kernel.shape[-1]):
+    return conv_forms.convolve_channels(form, x, kernel)
   if form.groups == 1 and math.prod(kernel.shape[:2]) > math.prod(x.shape[1:3]):
-    return _convolve_patches(form, x, kernel)
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    form.strides,
-    form.padding,
-    form.x_dilation,
-    form.kernel_dilation,
-    _LAYOUT,
-    form.groups,
-    precision=form.precision,
-  )
+    return conv_forms.convolve_patches(form, x, kernel)
+  block = conv_forms.block(form, x, kernel)
+  if block != (1, 1):
+    return conv_forms.convolve_packed(form, block, x, kernel)
+  return conv_forms.convolve_plain(form, x, kernel)
 
 
 def _conv_fwd(form, x, kernel):
@@ -226,14 +214,14 @@ def _conv_bwd(form, residuals, g):
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
-def _input_gradient(form: _Form, x, kernel, g) -> jax.Array:
+def _input_gradient(form: conv_forms.Form, x, kernel, g) -> jax.Array:
   """Spreads g over the inputs it came from, [b, h, w, c]."""
   padding = []
   for axis in range(2):
     low, _ = form.padding[axis]
-    window = _dilated(kernel.shape[axis], form.kernel_dilation[axis])
-    size = _dilated(x.shape[1 + axis], form.x_dilation[axis])
-    reached = _dilated(g.shape[1 + axis], form.strides[axis])
+    window = conv_forms.dilated(kernel.shape[axis], form.kernel_dilation[axis])
+    size = conv_forms.dilated(x.shape[1 + axis], form.x_dilation[axis])
+    reached = conv_forms.dilated(g.shape[1 + axis], form.strides[axis])
     before = window - 1 - low
     padding.append((before, size - 1 - reached - before + window))
   swapped = _swap_channels(jnp.flip(kernel, (0, 1)), form.groups)
@@ -250,17 +238,17 @@ def _swap_channels(kernel: jax.Array, groups: int) -> jax.Array:
   return split.transpose(0, 1, 4, 3, 2).reshape(kh, kw, d // groups, groups * c)
 
 
-def _weight_gradient(form: _Form, x, kernel, g) -> jax.Array:
+def _weight_gradient(form: conv_forms.Form, x, kernel, g) -> jax.Array:
   """Correlates inputs with g over the batch, [kh, kw, c / groups, d]."""
   is_plain = form.groups == 1 and form.x_dilation == (1, 1)
-  if is_plain or _is_depthwise(form, x, g.shape[-1]):
+  if is_plain or conv_forms.is_depthwise(form, x, g.shape[-1]):
     return _correlate(form, kernel.shape[:2], x, g)
   padding = []
   for axis in range(2):
     low, _ = form.padding[axis]
-    window = _dilated(kernel.shape[axis], form.kernel_dilation[axis])
-    size = _dilated(x.shape[1 + axis], form.x_dilation[axis])
-    reached = _dilated(g.shape[1 + axis], form.strides[axis])
+    window = conv_forms.dilated(kernel.shape[axis], form.kernel_dilation[axis])
+    size = conv_forms.dilated(x.shape[1 + axis], form.x_dilation[axis])
+    reached = conv_forms.dilated(g.shape[1 + axis], form.strides[axis])
     padding.append((low, window - 1 + reached - size - low))
   b, h, w, c = x.shape
   # Channels of one group take the place of the batch, the batch that of the
@@ -279,15 +267,19 @@ def _weight_gradient(form: _Form, x, kernel, g) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _correlate(form: _Form, window: tuple[int, int], x, g) -> jax.Array:
+def _correlate(
+  form: conv_forms.Form, window: tuple[int, int], x, g
+) -> jax.Array:
   """The weight gradient as matrix products, [kh, kw, c / groups, d].
 
   The batch goes through in pieces whose copies stay in the cache; a depthwise
   one makes none.
   """
   if form.groups > 1:
-    return _channel_products(form, window, x, g)
-  product = _row_product if form.strides[0] == 1 else _patch_product
+    return conv_forms.channel_products(form, window, x, g)
+  product = (
+    conv_forms.row_product if form.strides[0] == 1 else conv_forms.patch_product
+  )
   per_image = (
     x.shape[1] * g.shape[2] * (window[1] * x.shape[3] + window[0] * g.shape[3])
   )
@@ -321,133 +313,3 @@ _correlate.defvjp(_correlate_fwd, _correlate_bwd)
 def _divisor(n: int, most: int) -> int:
   """The largest divisor of n that is at most `most`, at least 1."""
   return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))
-
-
-def _row_product(form: _Form, window, x, g) -> jax.Array:
-  """Columns of x times rows of g, where rows are taken one by one.
-
-  Shifting x along the columns and g along the rows makes kw + kh copies; the
-  patches of x would be kw · kh.
-  """
-  kh, kw = window
-  low, dilation = form.padding[0][0], form.kernel_dilation[0]
-  shifted = _shifts(form, 1, kw, g.shape[2], _spread(form, x, axes=(1,)))
-  columns = jnp.concatenate(shifted, 3)
-  reach = (kh - 1) * dilation
-  before, height = reach - low, x.shape[1]
-  after = height + reach - g.shape[1] - before
-  along_rows = ((0, 0, 0), (before, after, 0), (0, 0, 0), (0, 0, 0))
-  g = lax.pad(g, jnp.zeros((), g.dtype), along_rows)
-  starts = [(kh - 1 - i) * dilation for i in range(kh)]
-  rows = jnp.concatenate([g[:, i : i + height] for i in starts], 3)
-  out = _flat_product(form, columns, rows)
-  return out.reshape(kw, x.shape[3], kh, -1).transpose(2, 0, 1, 3)
-
-
-def _patch_product(form: _Form, window, x, g) -> jax.Array:
-  """Patches of x times g."""
-  patches = _patches(form, window, g.shape[1:3], x)
-  out = _flat_product(form, patches, g)
-  return out.reshape(*window, x.shape[3], g.shape[3])
-
-
-def _flat_product(form: _Form, a, b) -> jax.Array:
-  """Sum over all but the last axes, [c, d]."""
-  a, b = (value.reshape(-1, value.shape[-1]) for value in (a, b))
-  contracted = (((0,), (0,)), ((), ()))
-  return lax.dot_general(a, b, contracted, precision=form.precision)
-
-
-def _convolve_patches(form: _Form, x, kernel) -> jax.Array:
-  """A convolution as one matrix product, [b, h', w', d]."""
-  kh, kw, c, d = kernel.shape
-  size = _output_size(form, x, kernel)
-  patches = _patches(form, (kh, kw), size, x).reshape(-1, kh * kw * c)
-  out = jnp.dot(patches, kernel.reshape(-1, d), precision=form.precision)
-  return out.reshape(x.shape[0], *size, d)
-
-
-def _output_size(form: _Form, x, kernel) -> list[int]:
-  """(h', w')."""
-  size = []
-  for axis in range(2):
-    window = _dilated(kernel.shape[axis], form.kernel_dilation[axis])
-    spread = _dilated(x.shape[1 + axis], form.x_dilation[axis])
-    spread += sum(form.padding[axis])
-    size.append((spread - window) // form.strides[axis] + 1)
-  return size
-
-
-def _is_depthwise(form: _Form, x, features: int) -> bool:
-  return 1 < form.groups == x.shape[-1] == features
-
-
-def _convolve_channels(form: _Form, x, kernel) -> jax.Array:
-  """A depthwise convolution, each channel by itself, [b, h', w', c]."""
-  size = _output_size(form, x, kernel)
-  dtype = jnp.promote_types(x.dtype, jnp.float32)  # of sums
-  spread = _spread(form, x)
-
-  def add(total, row):
-    i, entries = row
-    met = _met_by_row(form, i, kernel.shape[1], size, spread)
-    for part, entry in zip(met, entries, strict=True):
-      total += (part * entry.reshape(1, 1, 1, -1)).astype(dtype)
-    return total, None
-
-  # A loop, not one expression: 7×7 products would take seconds to compile.
-  total = jnp.zeros((x.shape[0], *size, x.shape[3]), dtype)
-  rows = jnp.arange(kernel.shape[0]), kernel[:, :, 0]
-  return lax.scan(add, total, rows)[0].astype(x.dtype)
-
-
-def _channel_products(form: _Form, window, x, g) -> jax.Array:
-  """The weight gradient of a depthwise convolution, [kh, kw, 1, c]."""
-  size = g.shape[1:3]
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
-  spread = _spread(form, x)
-
-  def correlate(_, i):
-    met = _met_by_row(form, i, window[1], size, spread)
-    products = [jnp.sum(part * g, (0, 1, 2), dtype=dtype) for part in met]
-    return None, jnp.stack(products)
-
-  sums = lax.scan(correlate, None, jnp.arange(window[0]))[1]
-  return sums[:, :, None].astype(x.dtype)
-
-
-def _met_by_row(form: _Form, i, width: int, size, x) -> list:
-  """What each entry of a kernel's row i meets in images already spread."""
-  stride, dilation = form.strides[0], form.kernel_dilation[0]
-  span = _dilated(size[0], stride)
-  rows = lax.dynamic_slice_in_dim(x, i * dilation, span, axis=1)
-  return _shifts(form, 1, width, size[1], rows[:, ::stride])
-
-
-def _patches(form: _Form, window, size, x) -> jax.Array:
-  """What each output sees, [b, *size, kh · kw · c]."""
-  x = _spread(form, x)
-  rows = _shifts(form, 0, window[0], size[0], x)
-  return jnp.concatenate(
-    [a for row in rows for a in _shifts(form, 1, window[1], size[1], row)], 3
-  )
-
-
-def _spread(form: _Form, x, axes=(0, 1)) -> jax.Array:
-  """Dilated and padded images, along some of the spatial axes."""
-  config = [(0, 0, 0)] * 4
-  for axis in axes:
-    config[1 + axis] = (*form.padding[axis], form.x_dilation[axis] - 1)
-  return lax.pad(x, jnp.zeros((), x.dtype), config)
-
-
-def _shifts(form: _Form, axis: int, window: int, size: int, x) -> list:
-  """What each element of a kernel's axis meets: `size` strided entries."""
-  stride, dilation = form.strides[axis], form.kernel_dilation[axis]
-  span = _dilated(size, stride)
-  return [
-    lax.slice_in_dim(
-      x, i * dilation, i * dilation + span, stride, axis=1 + axis
-    )
-    for i in range(window)
-  ]

@@ -13,6 +13,7 @@ sibling and rename it, so that a kill at any moment leaves all or nothing.
 
 import contextlib
 import dataclasses
+import glob
 import io
 import json
 import os
@@ -117,9 +118,14 @@ def is_complete(path: pathlib.Path) -> bool:
 
 def names(root: str | os.PathLike) -> list[str]:
   """Folders of all complete artefacts below the root, sorted."""
+  return _names(root, '*')
+
+
+def _names(root: str | os.PathLike, run_id: str) -> list[str]:
+  """Those whose run_id matches a pattern; one run costs no listing of all."""
   root = pathlib.Path(root)
-  patterns = [f'{kind}/*/*/*/{_DONE}' for kind in cards.MODEL_KINDS]
-  patterns.append(f'measured/*/*/{_DONE}')
+  patterns = [f'{kind}/*/*/{run_id}/{_DONE}' for kind in cards.MODEL_KINDS]
+  patterns.append(f'measured/*/{run_id}/{_DONE}')
   found = [
     done.parent.relative_to(root)
     for pattern in patterns
@@ -134,7 +140,7 @@ def names(root: str | os.PathLike) -> list[str]:
 
 def exists(root: str | os.PathLike, run_id: str) -> bool:
   """Whether there is a complete artefact of this run."""
-  return any(name.endswith(f'/{run_id}') for name in names(root))
+  return bool(_names(root, glob.escape(run_id)))
 
 
 def open(root: str | os.PathLike, run_id: str) -> Artefact:
@@ -151,9 +157,10 @@ def open(root: str | os.PathLike, run_id: str) -> Artefact:
     FileNotFoundError: if it is not there or not complete, listing what is.
     CorruptArtefactError: if its card is damaged.
   """
-  known = names(root)
-  matches = [n for n in known if f'/{n}'.endswith(f'/{run_id}')]
+  last = glob.escape(run_id.rsplit('/', 1)[-1])
+  matches = [n for n in _names(root, last) if f'/{n}'.endswith(f'/{run_id}')]
   if not matches:
+    known = names(root)
     raise FileNotFoundError(
       f"There is no complete artefact '{run_id}' in {root}. "
       f'{checks.suggest(run_id, [n.rsplit("/", 1)[1] for n in known])}'

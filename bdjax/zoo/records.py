@@ -327,6 +327,24 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
   return deduplicate(scan(path).records)
 
 
+def holds(path: str | os.PathLike, run_id: str) -> bool:
+  """Whether a file has a record of this run; nothing is parsed.
+
+  Args:
+    path: file of records; it may be missing.
+    run_id: of the run.
+
+  Returns:
+    False for a record whose line is unfinished, too.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    return False
+  content = path.read_bytes()
+  field = f'"run_id": {json.dumps(run_id)}'.encode()
+  return field in content[: content.rfind(b'\n') + 1]
+
+
 def deduplicate(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Keeps the latest record of each (run_id, stage), in first-seen order.
 

@@ -13,7 +13,7 @@ import re
 import jax
 from absl import app, flags
 
-from bdjax import zoo
+from bdjax import xla, zoo
 from tests.benchmarks import (
   attack_bench,
   defense_bench,
@@ -112,6 +112,7 @@ def reference():
 
 def main(argv) -> None:
   del argv
+  xla.tune_cpu()  # as launchers do
   wanted = {'cpu': CPU, 'gpu': GPU, 'all': CPU | GPU}[SUITE.value]
   device = re.sub(r'\W+', '-', jax.devices()[0].device_kind).strip('-').lower()
   path = FOLDER / f'{SUITE.value}-{device}.json'

@@ -138,6 +138,15 @@ class FileTest(parameterized.TestCase):
     records.append(self.path, {'run_id': 'c'})
     assert [e['run_id'] for e in records.read(self.path)] == ['a', 'b', 'c']
 
+  def test_holds_what_was_written_whole(self):
+    assert not records.holds(self.path, 'a')
+    self._write_two()
+    assert records.holds(self.path, 'a') and records.holds(self.path, 'b')
+    assert not records.holds(self.path, 'c')
+    self.path.write_bytes(self.path.read_bytes()[:-30])
+    assert records.holds(self.path, 'a')
+    assert not records.holds(self.path, 'b')
+
   def test_append_after_a_torn_line(self):
     self._write_two()
     self.path.write_bytes(self.path.read_bytes()[:-30])
