@@ -1,7 +1,8 @@
 """Where the time of a program goes on CPU: python -m tests.benchmarks.profile
 
-Traces one call of compiled programs with `jax.profiler` and adds up what XLA's
-operations took by kind, each from its beginning to the end of its last thread.
+Traces calls of compiled programs with `jax.profiler` and adds up what XLA's
+operations took by kind, each from its beginning to the end of its last thread;
+medians of several calls, since fresh memory makes single ones slow.
 Operations that run beside each other count twice, so that the sum may exceed
 the wall time. PyTorch, where installed, is traced on the same work by its own
 profiler. Results go to tests/benchmarks/results/profile-<device>.json.
@@ -11,6 +12,7 @@ import collections
 import json
 import pathlib
 import re
+import statistics
 import tempfile
 import time
 
@@ -22,6 +24,7 @@ from jax import profiler
 from bdjax import data, eval, models, reactivation, training, types, xla, zoo
 from tests.benchmarks import run, step_bench
 
+REPEATS = 7
 _CONTAINERS = ('while', 'call', 'conditional')
 _LINE = re.compile(r'\s*(?:ROOT )?%?([\w.-]+) = .*? ([a-z-]+)\(')
 _NAME = re.compile(r'op_name="([^"]*)"')
@@ -103,6 +106,18 @@ def _torch_evaluation(torch_reference, spec, images):
 PROGRAMS = {'step': step, 'white_box': white_box, 'evaluation': evaluation}
 
 
+def medians(trace, *args) -> tuple[dict[str, float], float]:
+  """Medians of the sums and wall times that several traces found."""
+  found = [trace(*args) for _ in range(REPEATS)]
+  walls = statistics.median(wall for _, wall in found)
+  kinds = {kind for sums, _ in found for kind in sums}
+  middle = {
+    kind: statistics.median(sums.get(kind, 0.0) for sums, _ in found)
+    for kind in kinds
+  }
+  return dict(sorted(middle.items(), key=lambda item: -item[1])), walls
+
+
 def traced(program, args) -> tuple[dict[str, float], float]:
   """({kind: ms of its operations}, ms of wall time) of one call."""
   jax.block_until_ready(program(*args))
@@ -129,7 +144,7 @@ def traced(program, args) -> tuple[dict[str, float], float]:
     elif began_at[name.removeprefix('end: ')]:
       name = name.removeprefix('end: ')
       found[kinds[name]] += (end - began_at[name].pop(0)) / 1e6
-  return dict(found.most_common()), wall * 1e3
+  return dict(found), wall * 1e3
 
 
 def _kinds(text: str):
@@ -167,7 +182,7 @@ def torch_traced(fn) -> tuple[dict[str, float], float]:
   for event in trace.key_averages():
     kind = _TORCH_KINDS.get(event.key.removeprefix('aten::'), 'rest')
     found[kind] += event.self_cpu_time_total / 1e3
-  return dict(found.most_common()), wall * 1e3
+  return dict(found), wall * 1e3
 
 
 def main(argv) -> None:
@@ -183,9 +198,10 @@ def main(argv) -> None:
     if not re.fullmatch(run.ONLY.value, name):
       continue
     ours, args, theirs = make(torch)
-    sides = {'ours': traced(jax.jit(ours).lower(*args).compile(), args)}
+    program = jax.jit(ours).lower(*args).compile()
+    sides = {'ours': medians(traced, program, args)}
     if theirs:
-      sides['torch'] = torch_traced(theirs)
+      sides['torch'] = medians(torch_traced, theirs)
     found[name] = {
       'what': make.__doc__,
       'versions': zoo.environment.versions(),
