@@ -194,7 +194,7 @@ def _conv(form: conv_forms.Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return conv_forms.convolve_channels(form, x, kernel)
   if form.groups == 1 and math.prod(kernel.shape[:2]) > math.prod(x.shape[1:3]):
     return conv_forms.convolve_patches(form, x, kernel)
-  block = conv_forms.block(form, x, kernel)
+  block = conv_forms.best_block(form, x, kernel)
   if block != (1, 1):
     return conv_forms.convolve_packed(form, block, x, kernel)
   return conv_forms.convolve_plain(form, x, kernel)

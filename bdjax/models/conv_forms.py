@@ -57,7 +57,7 @@ def convolve_patches(form: Form, x, kernel) -> jax.Array:
   return out.reshape(x.shape[0], *size, d)
 
 
-def block(form: Form, x, kernel) -> tuple[int, int]:
+def best_block(form: Form, x, kernel) -> tuple[int, int]:
   """Neighboring outputs (rows, columns) that `convolve_packed` should join.
 
   (1, 1) where joining was not measured to gain: it does for images of few

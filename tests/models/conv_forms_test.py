@@ -42,5 +42,5 @@ class PackedTest(parameterized.TestCase):
   )
   def test_joins_outputs_where_it_pays(self, x, kernel, dilation, block):
     form = conv_forms.Form((1, 1), ((1, dilation),) * 2, (dilation,) * 2)
-    found = conv_forms.block(form, np.zeros(x), np.zeros(kernel))
+    found = conv_forms.best_block(form, np.zeros(x), np.zeros(kernel))
     self.assertEqual(found, block)
