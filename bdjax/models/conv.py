@@ -7,7 +7,7 @@ elsewhere, because XLA exchanges images and kernel. Here all of it is written
 in forms that stay fast, so that a scanned training step costs what a looped
 one does:
 
-  forward          a plain NHWC convolution; where it has few output channels,
+  forward          a plain NHWC convolution; for images of few channels,
                    neighboring outputs are computed as further channels; on
                    maps smaller than the kernel one matrix product with the
                    images' patches;

@@ -50,7 +50,7 @@ def step(torch):
       phases, carry, feeds, step_bench.KEY, augment=augment
     )[0]
 
-  theirs = torch and step_bench._torch_steps(
+  theirs = torch and step_bench.torch_steps(
     torch, 16, images, labels, 128, spec
   )
   return ours, (carry,), theirs

@@ -66,7 +66,7 @@ def step(
 
   sides = {'ours_scanned': lambda: scanned(carry), 'ours_stepped': stepped}
   if torch is not None:
-    sides['torch'] = _torch_steps(torch, width, images, labels, batch, spec)
+    sides['torch'] = torch_steps(torch, width, images, labels, batch, spec)
   result = timing.compare(sides, repeats)
   return {
     'what': f'training step, width {width}, {size}×{size}, batch {batch}',
@@ -76,7 +76,7 @@ def step(
   }
 
 
-def _torch_steps(torch_reference, width, images, labels, batch, spec):
+def torch_steps(torch_reference, width, images, labels, batch, spec):
   import torch
 
   net = torch_reference.make_net('preactresnet18', 10, width)
