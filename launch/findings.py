@@ -195,7 +195,7 @@ def _rho(rows) -> Check:
     known = row.get('backdoor_error_auc') is not None
     if row['stage'] == 'defend' and row['defense'] == 'pam' and known:
       groups.setdefault(row['parents'][0], []).append(row)
-  several = [g for g in groups.values() if len(g) > 2]
+  several = [g for g in groups.values() if len(g) > 1]
   if not several:
     return Check(claim, None, '–')
   group = sorted(several[0], key=lambda row: rho_of(row))

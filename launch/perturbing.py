@@ -18,10 +18,10 @@ from bdjax import (
   types,
 )
 from launch import (
-  cli,
   comparison,
   lineage,
   measure,
+  methods,
   plans,
   results,
   show,
@@ -35,16 +35,18 @@ controls = reactivation.controls
 class Attack:
   """One method on one family."""
 
-  def __init__(self, config, context, make, hp, family, clean_model):
-    self.config, self.hp, self.family = config, hp, family
-    self.exec, self.key = cli.execution(config), keys.root(config.seed)
+  def __init__(
+    self, config, context, method: methods.Method, family, clean_model
+  ):
+    self.config, self.method, self.family = config, method, family
+    self.hp, self.key = method.hp, keys.root(config.seed)
     self.plans = plans.of(config.name)(
-      config, context, make, hp, family, clean_model
+      config, context, method, family, clean_model
     )
     self.parents_of = self.plans.parents_of
     self.pool = functools.cache(self._pool)
     self.shown = functools.cache(self._shown)
-    self.settings = {'method': hp, 'grid': config.get('grid', False)}
+    self.settings = {'method': self.hp, 'grid': config.get('grid', False)}
     self.settings |= self.plans.settings
     self.noise = config.get('noise')
     if self.noise:
@@ -75,15 +77,14 @@ class Attack:
     kind = lambda run: (id(run.method), str(jax.tree.map(jnp.shape, run.extra)))
     for rows in _alike(runs, kind):
       group = [runs[i] for i in rows]
-      carry, history = training.run_phases(
-        group[0].method.phases,
+      carry, history = self.method.learn(
+        group[0].method,
         types.Carry(
           model=tree.stack([run.model for run in group]),
           extra=tree.stack([run.extra for run in group]),
         ),
         {'pool': tree.stack([self.pool(run.inputs) for run in group])},
         self.key,
-        lift=functools.partial(sweep.lift, exec=self.exec),
         own_feeds=True,
         names=[run.name for run in group],
         on_chunk=on_chunk,
@@ -129,7 +130,7 @@ class Attack:
       )
 
     test = self.family.here.test
-    counts = sweep.over_checkpoints(one, members, *test, exec=self.exec)
+    counts = sweep.over_checkpoints(one, members, *test, exec=self.method.exec)
     return [eval.rates(member) for member in tree.unstack(counts)]
 
   def finding(self, child, result) -> measure.Finding:

@@ -7,12 +7,11 @@ learns on other models and is then tried on all; QRA learns once per defended
 model.
 """
 
-import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from bdjax import keys, reactivation, tree, types, zoo
-from launch import lineage, retuning, world
+from launch import lineage, methods, retuning, world
 
 controls = reactivation.controls
 
@@ -62,12 +61,12 @@ class Anew:
 
   settings: dict[str, Any] = {}
 
-  def __init__(self, config, context, make, hp, family, clean_model):
-    self.config, self.context, self.hp = config, context, hp
-    # Equal networks share a method, and with it a stack.
-    self.make = functools.cache(
-      lambda classifier, **networks: make(classifier, hp, **networks)
-    )
+  def __init__(
+    self, config, context, method: methods.Method, family, clean_model
+  ):
+    self.config, self.context, self.hp = config, context, method.hp
+    # Equal networks share an attack, and with it a stack.
+    self.make = method.make
     self.key = keys.stream(keys.root(config.seed), 'pool')
     self.family, self.clean_model = family, clean_model
     all_six = config.get('grid', False)

@@ -10,7 +10,15 @@ once per value of the field it names.
 """
 
 from bdjax import reactivation, registry
-from launch import cli, lineage, measure, perturbing, retuning, starts
+from launch import (
+  cli,
+  lineage,
+  measure,
+  methods,
+  perturbing,
+  retuning,
+  starts,
+)
 
 
 def main(config, context: cli.Context, parents: str | None = None) -> list:
@@ -36,12 +44,12 @@ def _one_setting(config, context, parents, variant) -> list:
   entry = registry.get(reactivation.REGISTRY, config.name, 'reactivation')
   hp = registry.make_hparams(entry.hparams, config.method)
   runner = retuning if entry.info.outputs == 'model' else perturbing
-  made = []
+  method, made = methods.Method(entry, hp, cli.execution(config)), []
   for family in lineage.families(config, context, parents):
     clean, model = lineage.clean_model(
       context, family.here, 'launch.reactivate'
     )
-    attack = runner.Attack(config, context, entry.make, hp, family, model)
+    attack = runner.Attack(config, context, method, family, model)
     made += measure.run(
       'reactivate',
       config,

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 
 from bdjax import eval, keys, reactivation, sweep, training, tree, types, zoo
-from launch import cli, lineage, measure, results, show
+from launch import cli, lineage, measure, methods, results, show
 
 METHOD = 'retuning_attack'
 
@@ -12,12 +12,14 @@ METHOD = 'retuning_attack'
 class Attack:
   """One method on one family; the clean model is attacked beside it."""
 
-  def __init__(self, config, context, make, hp, family, clean_model):
+  def __init__(
+    self, config, context, method: methods.Method, family, clean_model
+  ):
     del context
-    self.title, self.make, self.hp = config.name, make, hp
-    self.exec, self.key = cli.execution(config), keys.root(config.seed)
+    self.title, self.method, self.hp = config.name, method, method.hp
+    self.key = keys.root(config.seed)
     self.family, self.clean_model = family, clean_model
-    self.settings = {'method': hp}
+    self.settings = {'method': self.hp}
 
   def parents_of(self, child: lineage.Child) -> tuple:
     """No artefacts beside the child's own."""
@@ -46,13 +48,12 @@ class Attack:
 
   def retune(self, classifier, models, on_chunk) -> list[tuple]:
     """(model, its rates, curves) of each model of one network."""
-    method = self.make(classifier, self.hp, augment=self.family.here.augment)
-    carry, curves = training.run_phases(
-      method.phases,
+    attack = self.method.make(classifier, augment=self.family.here.augment)
+    carry, curves = self.method.learn(
+      attack,
       types.Carry(model=tree.stack(models), extra={}),
       {'pool': self.pool()},
       self.key,
-      lift=functools.partial(sweep.lift, exec=self.exec),
       on_chunk=on_chunk,
     )
     rates = [eval.rates(c) for c in self.counts(classifier, carry.model)]
@@ -66,7 +67,7 @@ class Attack:
     one = functools.partial(self.family.victim.measure, classifier)
     test = self.family.here.test
     return tree.unstack(
-      sweep.over_checkpoints(one, stack, *test, exec=self.exec)
+      sweep.over_checkpoints(one, stack, *test, exec=self.method.exec)
     )
 
   def pool(self) -> training.Feed:

@@ -40,7 +40,7 @@ class World(NamedTuple):
   @property
   def augment(self):
     """The data set's training augmentation."""
-    return data.augment_fn(self.spec)
+    return _augment(self.spec)
 
   @property
   def test(self) -> tuple[jax.Array, jax.Array]:
@@ -89,6 +89,12 @@ def make(
 def _classifier(arch, spec, options) -> types.Classifier:
   """One and the same for all stages, so that its programs are compiled once."""
   return models.make(arch, spec, **dict(options))
+
+
+@functools.lru_cache(maxsize=4)
+def _augment(spec):
+  """One and the same for all stages, as the network."""
+  return data.augment_fn(spec)
 
 
 def of_config(config, context: cli.Context) -> World:

@@ -40,6 +40,7 @@ from bdjax.training.phases import keep_optimizer as keep_optimizer
 from bdjax.training.phases import remember as remember
 from bdjax.training.phases import shortened as shortened
 from bdjax.training.phases import supervised as supervised
+from bdjax.training.programs import Programs as Programs
 from bdjax.training.pruning import fit_masks as fit_masks
 from bdjax.training.pruning import prune as prune
 from bdjax.training.pruning import prune_by_threshold as prune_by_threshold

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax import checks, keys, types
+from bdjax import checks, types
 from bdjax.training import feed as feeding
-from bdjax.training import finite, spread
+from bdjax.training import finite, programs, spread
 from bdjax.training import plan as planning
 
 
@@ -50,62 +50,20 @@ class Snapshots(Protocol):
     """The last intact snapshot."""
 
 
-def _phase_keys(key: jax.Array, i: int) -> dict[str, jax.Array]:
-  """The streams of phase i; key may be one key or keys [m].
-
-  They are derived outside the compiled programs, each of which would otherwise
-  carry a dozen copies of the generator.
-  """
-
-  def derive(key):
-    phase_key = keys.at(keys.stream(key, 'phase'), i)
-    names = ('init', 'order', 'augment', 'step')
-    return {name: keys.stream(phase_key, name) for name in names}
-
-  return derive(key) if key.ndim == 0 else jax.vmap(derive)(key)
-
-
 class _Run(NamedTuple):
   """What stays the same during a run; see `run_phases`."""
 
-  key: jax.Array
-  augment: Callable[[jax.Array, jax.Array], jax.Array] | None
-  lift: Callable[..., Callable] | None
+  compiler: programs.Compiler
   chunk: int | None
   names: Sequence[str] | None
   on_chunk: Callable[[ChunkReport], None] | None
   snapshots: Snapshots | None
   snapshot_seconds: float
-  own_feeds: bool
-  mesh: jax.sharding.Mesh | None
 
-  def lifted(self, i, fn, lift=None):
-    """Lifts fn(keys of phase i, member, feed, *rest) to (member, feed, *rest).
-
-    Keys and feeds of each member's own travel with the member; what is the
-    same for all stays shared, so that batches are gathered and augmented once.
-    """
-    phase_keys = _phase_keys(self.key, i)
-
-    def unpacked(own, shared):
-      both = own | shared
-      return fn(both['keys'], own['member'], both['feed'], *shared['rest'])
-
-    inner = (lift or self.lift or jax.jit)(unpacked)
-
-    def call(member, feed=None, *rest):
-      own: dict[str, Any] = {'member': member}
-      shared: dict[str, Any] = {'rest': rest}
-      (own if self.key.ndim else shared)['keys'] = phase_keys
-      (own if self.own_feeds and feed is not None else shared)['feed'] = feed
-      return inner(own, shared)
-
-    return call
-
-  def abstract(self, i, fn, member, *rest):
-    """Shapes of a lifted function's result."""
-    lift = _vmap_first if self.lift is not None else _identity
-    return jax.eval_shape(self.lifted(i, fn, lift), member, *rest)
+  @property
+  def stacked(self) -> bool:
+    """Whether it runs a stack of models."""
+    return self.compiler.lift is not None
 
 
 class _Position(NamedTuple):
@@ -118,69 +76,6 @@ class _Position(NamedTuple):
   history: dict[str, types.Metrics]
 
 
-def _identity(fn):
-  return fn
-
-
-def _vmap_first(fn):
-  """Vmap over the first argument alone."""
-
-  def lifted(member, *shared):
-    return jax.vmap(lambda m: fn(m, *shared))(member)
-
-  return lifted
-
-
-def _init(phase):
-  return lambda phase_keys, carry, feed: phase.init(phase_keys['init'], carry)
-
-
-def _finish(phase):
-  return lambda phase_keys, state, feed: phase.finish(state)
-
-
-def _scan(run, phase, plan, length):
-  """One chunk of one phase for one model, as a pure function."""
-  augment = run.augment if phase.augment is True else phase.augment or None
-
-  def scan(phase_keys, state, feed, start):
-    rows = None
-    if feed is not None:
-      rows = feeding.batch_rows(
-        phase_keys['order'],
-        start,
-        length,
-        plan.n,
-        plan.size,
-        plan.per_epoch,
-      )
-
-    def body(state, inputs):
-      step, row = inputs
-      row = spread.split(run.mesh, row)
-      batch = {}
-      if feed is not None:
-        augment_key = keys.at(phase_keys['augment'], step)
-        place = step % plan.per_epoch * plan.size + jnp.arange(plan.size)
-        batch = feeding.fetch(
-          feed, row, augment_key, augment, mask=place < plan.n
-        )
-        batch = spread.split(run.mesh, batch)
-      clock = types.Clock(
-        key=keys.at(phase_keys['step'], step),
-        step=step,
-        epoch=step // plan.per_epoch,
-        num_steps=plan.num_steps,
-        num_epochs=plan.num_epochs,
-      )
-      return spread.whole(run.mesh, phase.step(state, batch, clock))
-
-    steps = start + jnp.arange(length, dtype=jnp.int32)
-    return jax.lax.scan(body, state, (steps, rows))
-
-  return scan
-
-
 def run_phases(
   phases: Sequence[types.Phase],
   carry: types.Carry,
@@ -191,6 +86,7 @@ def run_phases(
   lift: Callable[..., Callable] | None = None,
   chunk: int | None = None,
   own_feeds: bool = False,
+  compiled: programs.Programs | None = None,
   names: Sequence[str] | None = None,
   on_chunk: Callable[[ChunkReport], None] | None = None,
   snapshots: Snapshots | None = None,
@@ -216,6 +112,8 @@ def run_phases(
       listens, else the whole phase.
     own_feeds: whether every leaf of the feeds has a leading axis m too, one
       feed for each model of the stack.
+    compiled: programs of earlier runs, for those with the very same phases,
+      `augment` and `lift`; filled on the way. None = all is compiled anew.
     names: names of the models, for messages.
     on_chunk: called after every chunk with a `ChunkReport`.
     snapshots: where to keep the run's state and to resume it from.
@@ -239,18 +137,10 @@ def run_phases(
       "`lift`, with types.Exec(mode='shard')."
     )
   mesh = spread.mesh_of(devices, phases, feeds)
-  run = _Run(
-    key,
-    augment,
-    lift,
-    chunk,
-    names,
-    on_chunk,
-    snapshots,
-    snapshot_seconds,
-    own_feeds,
-    mesh,
+  compiler = programs.Compiler(
+    key, augment, lift, own_feeds, mesh, {} if compiled is None else compiled
   )
+  run = _Run(compiler, chunk, names, on_chunk, snapshots, snapshot_seconds)
   feeds = spread.place(mesh, dict(feeds))
   at = _resume(run, phases, carry, feeds)
   at = at._replace(
@@ -262,7 +152,7 @@ def run_phases(
     state, history = _run_phase(
       run, i, phase, planning.feed_of(phase, feeds), at
     )
-    carry = run.lifted(i, _finish(phase))(state)
+    carry = compiler.lifted(i, programs.finish(phase))(state)
     at = _Position(i + 1, 0, carry, None, history)
     if i + 1 < len(phases):
       _save(run, i + 1, 0, carry, history)
@@ -271,24 +161,24 @@ def run_phases(
 
 def _run_phase(run, i, phase, feed, at):
   """All remaining steps of one phase; returns its state and the history."""
-  plan = planning.plan(phase, feed)
+  plan, compiler = planning.plan(phase, feed), run.compiler
   state, step, history = at.state, at.step, at.history
   if state is None:
-    state = run.lifted(i, _init(phase))(at.carry)
+    state = compiler.lifted(i, programs.init(phase))(at.carry)
   listened = run.on_chunk is not None or run.snapshots is not None
   wanted = run.chunk or (
     planning.usual_chunk(phase, plan) if listened else None
   )
   length = planning.chunk_length(plan.num_steps, wanted)
-  programs, saved = {}, time.monotonic()
+  scans, saved = {}, time.monotonic()
   while step < plan.num_steps:
     began = time.monotonic()
     now = min(length, plan.num_steps - step)
-    if now not in programs:
-      programs[now] = run.lifted(i, _scan(run, phase, plan, now))
-    state, metrics = programs[now](state, feed, jnp.int32(step))
+    if now not in scans:
+      scans[now] = compiler.lifted(i, compiler.chunk(phase, plan, now))
+    state, metrics = scans[now](state, feed, jnp.int32(step))
     metrics = _on_host(run, phase, step, metrics)
-    history = _append(history, phase.name, metrics, run.lift is not None)
+    history = _append(history, phase.name, metrics, run.stacked)
     step += now
     if run.on_chunk is not None:
       seconds = time.monotonic() - began
@@ -310,7 +200,7 @@ def _on_host(run, phase, step, metrics):
   if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(metrics)):
     return metrics
   metrics = jax.tree.map(np.asarray, metrics)
-  if run.lift is None:
+  if not run.stacked:
     finite.require_finite(metrics, phase.name, step, run.names)
   return metrics
 
@@ -369,19 +259,20 @@ def _resume(run, phases, carry, feeds) -> _Position:
 def _abstract(run, phases, carry, feeds, at_phase, at_step):
   """Shapes of a snapshot taken at a position."""
   history: dict[str, Any] = {}
+  compiler = run.compiler
   for i, phase in enumerate(phases[: at_phase + 1]):
     if i == at_phase and at_step == 0:
       break
     feed = planning.feed_of(phase, feeds)
     plan = planning.plan(phase, feed)
-    state = run.abstract(i, _init(phase), carry)
+    state = compiler.abstract(i, programs.init(phase), carry)
     length = at_step if i == at_phase else plan.num_steps
     if length:
-      scan = _scan(run, phase, plan, length)
-      state, history[phase.name] = run.abstract(
-        i, scan, state, feed, jnp.int32(0)
+      chunk = compiler.chunk(phase, plan, length)
+      state, history[phase.name] = compiler.abstract(
+        i, chunk, state, feed, jnp.int32(0)
       )
     carry = state
     if i < at_phase:
-      carry = run.abstract(i, _finish(phase), state)
+      carry = compiler.abstract(i, programs.finish(phase), state)
   return {'state': carry, 'history': history}

@@ -86,6 +86,8 @@ class FindingsTest(parameterized.TestCase):
     self.assertRegex(check.numbers, r'ρ 0\.3: 0\.40.*ρ 0\.5: 0\.50.*ρ 0\.9')
     rows[0] = pam(0.9, 0.3, 0.7)
     self.assertFalse(verdicts(rows)['P8'])
+    self.assertTrue(verdicts(rows[1:])['P8'])
+    self.assertIsNone(verdicts(rows[2:])['P8'])
 
   def test_summary_counts(self):
     text = findings.summary([*AS_PUBLISHED, row(asr=0.9)])

@@ -251,6 +251,42 @@ class RunPhasesTest(parameterized.TestCase):
     self.assertEqual(metrics, {})
     self.assertEqual(carry.model.params['w'].shape, (3,))
 
+  @parameterized.parameters(None, _vmapped)
+  def test_runs_of_the_same_phases_share_their_programs(self, lift):
+    traces, walk = [], _walk()
+    kept = lift and (lambda fn: jax.jit(lift(fn)))
+
+    def counted(state, batch, clock):
+      traces.append(clock)
+      return walk.step(state, batch, clock)
+
+    def run(seed, augment=None, compiled=None):
+      carry = _carry()
+      if lift is not None:
+        carry = jax.tree.map(lambda x: jnp.stack([x, x + seed]), carry)
+      carry, _ = training.run_phases(
+        (phase,),
+        carry,
+        _feeds(10 + seed % 2),
+        jax.random.key(seed),
+        augment=augment,
+        lift=kept,
+        compiled=compiled,
+      )
+      return np.asarray(carry.model.params['w'])
+
+    phase = walk._replace(step=counted, augment=True)
+    alone = [run(seed) for seed in (0, 2)]
+    darker = run(2, augment=lambda x, keys: 0.5 * x)
+    self.assertLen(traces, 3)
+    compiled: training.Programs = {}
+    np.testing.assert_array_equal(run(0, compiled=compiled), alone[0])
+    np.testing.assert_array_equal(run(2, compiled=compiled), alone[1])
+    self.assertLen(traces, 4)
+    other = run(2, augment=lambda x, keys: 0.5 * x, compiled=compiled)
+    np.testing.assert_array_equal(other, darker)
+    self.assertFalse(np.array_equal(other, alone[1]))
+
   def test_float_fields_do_not_retrace(self):
     traces = []
 
