@@ -68,24 +68,32 @@ def compare(attack, child, result) -> Compared:
 
 def _survival(attack, classifier, model, found, noise, is_clean=False):
   """Success of one of the three under noise of each amplitude."""
-  victim = attack.family.victim
-  stamp = victim.stamp
+  stamp = lambda images, key, index: images
   if found is not None:
     stamp = controls.perturbed_stamp(
-      None if is_clean else stamp,
-      found['run'].method.trigger,
-      found['trigger'],
+      None, found['run'].method.trigger, found['trigger']
     )
-  model = victim.model if model is None else model
+  model = attack.family.victim.model if model is None else model
 
   @jax.jit
-  def count(amplitude, model, images, labels):
-    noisy = controls.noisy_stamp(stamp, amplitude)
-    return victim.measure(classifier, model, images, labels, stamp=noisy)
+  def count(amplitude, model, images, labels, shown):
+    return eval.count(
+      classifier,
+      model,
+      images,
+      labels,
+      stamp=controls.noisy_stamp(stamp, amplitude),
+      key=world.stamp_key(),
+      shown=shown,
+      with_clean=False,
+    )
 
   test = attack.family.here.test
+  shown = attack.below('clean' if is_clean else 'triggered')
   return [
-    eval.rates(jax.device_get(count(jnp.float32(a), model, *test)))['asr']
+    eval.rates(jax.device_get(count(jnp.float32(a), model, *test, shown)))[
+      'asr'
+    ]
     for a in noise
   ]
 

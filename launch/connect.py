@@ -7,6 +7,8 @@ python -m launch.connect \
 `--config.ends=defended:retuned` and `defended:clean` walk other pairs.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,25 +112,12 @@ def _is_plain(child, family) -> bool:
 def _paths(config, places, children) -> list:
   """One finding per child, their paths walked as a stack."""
   here, victim = places.family.here, places.family.victim
-
-  def one(ends, batches, *data):
-    start, end = ends
-    return connectivity.evaluate_path(
-      here.classifier,
-      start,
-      end,
-      lambda classifier, state: victim.measure(
-        classifier, state, *data, with_loss=True
-      ),
-      batches=batches,
-      t=connectivity.positions(config.num_points),
-    )
-
   found = sweep.over_checkpoints(
-    one,
+    _walk(here.classifier, config.num_points),
     tree.stack([places.of(child) for child in children]),
     _calibration(config, here),
     *here.test,
+    victim.shown,
     exec=cli.execution(config),
   )
   paths = tree.unstack(jax.device_get(found))
@@ -136,6 +125,26 @@ def _paths(config, places, children) -> list:
     _finding(config.ends, child, _rates(path))
     for child, path in zip(children, paths, strict=True)
   ]
+
+
+@functools.lru_cache(maxsize=4)
+def _walk(classifier, num_points):
+  """(ends, batches, images, labels, shown) -> counts along a path."""
+
+  def walk(ends, batches, images, labels, shown):
+    start, end = ends
+    return connectivity.evaluate_path(
+      classifier,
+      start,
+      end,
+      lambda classifier, state: eval.count(
+        classifier, state, images, labels, shown=shown, with_loss=True
+      ),
+      batches=batches,
+      t=connectivity.positions(num_points),
+    )
+
+  return walk
 
 
 def _calibration(config, here) -> jax.Array:

@@ -4,6 +4,8 @@ python -m launch.existence --config=configs/existence/bec.py:dataset=digits16 \
   --parents='defended/digits16/*'
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,11 +64,7 @@ def _similarities(config, family, clean_state, children):
     num_cka=config.num_cka,
   )
   classifier = family.here.classifier
-  reference = jax.jit(
-    lambda state, clean, bad, pool: existence.reference(
-      classifier, state, clean, bad, pool, p=config.p
-    )
-  )(
+  reference = _reference(classifier, config.p)(
     family.victim.model,
     jnp.asarray(images[idx_tac]),
     jnp.asarray(triggered[idx_tac]),
@@ -75,9 +73,7 @@ def _similarities(config, family, clean_state, children):
   exec, pool = cli.execution(config), jnp.asarray(triggered[idx_cka])
 
   def compare(deployed, states):
-    one = lambda state, ref, pool: existence.similarity(
-      deployed, ref, state, pool, debiased=config.debiased
-    )
+    one = _similarity(deployed, config.debiased)
     return sweep.over_checkpoints(one, states, reference, pool, exec=exec)
 
   cka_clean = compare(classifier, tree.stack([clean_state]))[0]
@@ -97,6 +93,24 @@ def _similarities(config, family, clean_state, children):
         measure.Finding(values, _line(child, values), metrics, arrays)
       )
   return findings
+
+
+@functools.lru_cache(maxsize=4)
+def _reference(classifier, p):
+  """`existence.reference` of one network, compiled for all victims."""
+  return jax.jit(
+    lambda state, clean, bad, pool: existence.reference(
+      classifier, state, clean, bad, pool, p=p
+    )
+  )
+
+
+@functools.lru_cache(maxsize=16)
+def _similarity(deployed, debiased):
+  """`existence.similarity` of one network, (state, reference, pool) -> cka."""
+  return lambda state, ref, pool: existence.similarity(
+    deployed, ref, state, pool, debiased=debiased
+  )
 
 
 def _by_classifier(children):

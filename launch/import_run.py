@@ -132,7 +132,7 @@ def _store(context, here, stage, method, weights, poison=None) -> zoo.Artefact:
   if poison is not None:
     facts, arrays = imported.facts_of(poison), imported.to_arrays(poison)
     attack, state = imported.attack_of(facts, arrays, here.dataset)
-    victim = world.Victim(None, attack, state, model)
+    victim = world.Victim(here, None, attack, state, model)
     _check_complete(here, attack, poison.test)
   settings = {
     'imported': {

@@ -3,7 +3,8 @@
 import functools
 from typing import Any
 
-from bdjax import registry, sweep, training, types
+from bdjax import eval, reactivation, registry, sweep, training, types
+from launch import world
 
 
 class Method:
@@ -17,11 +18,14 @@ class Method:
     exec: how stacks are run.
     make: (classifier, **further networks) -> the attack; the same one for the
       same networks.
+    counting: (classifier, trigger) -> function that counts what the trigger
+      achieves; kept as `make`.
   """
 
   def __init__(self, entry: registry.Entry, hp: Any, exec: types.Exec):
     self.hp, self.exec = hp, exec
     self.make = functools.cache(functools.partial(entry.make, hp=hp))
+    self.counting = functools.cache(_counting)
     self._lift = functools.partial(sweep.lift, exec=exec)
     self._compiled: training.Programs = {}
 
@@ -36,3 +40,23 @@ class Method:
       compiled=self._compiled,
       **options,
     )
+
+
+def _counting(classifier: types.Classifier, trigger: types.Trigger):
+  """((model, params), images, labels, shown) -> counts of the perturbed."""
+
+  def count(member, images, labels, shown):
+    model, params = member
+    stamp = reactivation.controls.perturbed_stamp(None, trigger, params)
+    return eval.count(
+      classifier,
+      model,
+      images,
+      labels,
+      stamp=stamp,
+      key=world.stamp_key(),
+      shown=shown,
+      with_clean=False,
+    )
+
+  return count

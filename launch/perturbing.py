@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax import (
+  data,
   eval,
   keys,
   reactivation,
@@ -110,28 +111,25 @@ class Attack:
     for rows in _alike(cells, kind):
       group = [cells[i] for i in rows]
       trigger = runs[group[0].run].method.trigger
-      members = tree.stack([(c.model, triggers[c.run]) for c in group])
-      base = None
-      if group[0].setting.inputs == 'triggered':
-        base = self.family.victim.stamp
-      measured = self.count(group[0].classifier, trigger, base, members)
+      counts = sweep.over_checkpoints(
+        self.method.counting(group[0].classifier, trigger),
+        tree.stack([(c.model, triggers[c.run]) for c in group]),
+        *self.family.here.test,
+        self.below(group[0].setting.inputs),
+        exec=self.method.exec,
+      )
+      measured = [eval.rates(member) for member in tree.unstack(counts)]
       for row, rates in zip(rows, measured, strict=True):
         found[row] = rates
     return found
 
-  def count(self, classifier, trigger, base, members) -> list[dict]:
-    """Rates of a stack of (model, trigger's parameters)."""
-
-    def one(member, images, labels):
-      model, params = member
-      stamp = controls.perturbed_stamp(base, trigger, params)
-      return self.family.victim.measure(
-        classifier, model, images, labels, stamp=stamp
-      )
-
-    test = self.family.here.test
-    counts = sweep.over_checkpoints(one, members, *test, exec=self.method.exec)
-    return [eval.rates(member) for member in tree.unstack(counts)]
+  def below(self, inputs: str) -> eval.Triggered:
+    """The test set that perturbations are put on."""
+    shown = self.family.victim.shown
+    if inputs == 'clean':
+      images, _ = self.family.here.test
+      shown = shown._replace(images=data.to_float(images))
+    return shown
 
   def finding(self, child, result) -> measure.Finding:
     """One child's record, arrays and trigger."""

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 
 from bdjax import eval, keys, reactivation, sweep, training, tree, types, zoo
-from launch import cli, lineage, measure, methods, results, show
+from launch import cli, lineage, measure, methods, results, show, world
 
 METHOD = 'retuning_attack'
 
@@ -64,11 +64,15 @@ class Attack:
 
   def counts(self, classifier, stack) -> list[dict]:
     """What the plain trigger achieves on a stack of retuned models."""
-    one = functools.partial(self.family.victim.measure, classifier)
-    test = self.family.here.test
-    return tree.unstack(
-      sweep.over_checkpoints(one, stack, *test, exec=self.method.exec)
+    family = self.family
+    counts = sweep.over_checkpoints(
+      world.counting(classifier),
+      stack,
+      *family.here.test,
+      family.victim.shown,
+      exec=self.method.exec,
     )
+    return tree.unstack(counts)
 
   def pool(self) -> training.Feed:
     """The mostly clean images that all models are retuned on."""

@@ -104,7 +104,7 @@ def store(
   victim = None
   facts: dict[str, Any] = {}
   if job.attack is not None:
-    victim = world.Victim(None, job.attack, carry.extra, carry.model)
+    victim = world.Victim(here, None, job.attack, carry.extra, carry.model)
     facts = _attack_facts(job, carry.extra)
   rates = world.rates(here, carry.model, victim)
   card = results.card(

@@ -1,5 +1,6 @@
 """From configs and cards to data, classifiers and attacks."""
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping
@@ -133,16 +134,19 @@ def of_card(card: zoo.Card, context: cli.Context) -> World:
   return world
 
 
-class Victim(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Victim:
   """An attacked model's attack, rebuilt.
 
   Attributes:
+    world: data and network.
     artefact: the attacked artefact, None before it is written.
     attack: the attack's functions.
     state: its state after training.
     model: the backdoored model.
   """
 
+  world: World
   artefact: zoo.Artefact | None
   attack: types.Attack
   state: types.AttackState
@@ -157,28 +161,15 @@ class Victim(NamedTuple):
     assert self.attack.cross is not None
     return self.attack.cross(self.state, images, key, index)
 
-  def measure(
-    self, classifier, model, images, labels, *, stamp=None, **options
-  ):
-    """`eval.count` under this attack; jittable.
-
-    Args:
-      classifier: the model as deployed.
-      model: its weights.
-      images: uint8 [N, h, w, c].
-      labels: int [N].
-      stamp: in place of the attack's own trigger.
-      **options: further ones of `eval.count`.
-    """
-    return eval.count(
-      classifier,
-      model,
-      images,
-      labels,
-      stamp=stamp or self.stamp,
+  @functools.cached_property
+  def shown(self) -> eval.Triggered:
+    """The test set as this attack shows it; programs take it as data."""
+    return eval.triggered(
+      *self.world.test,
+      stamp=self.stamp,
       relabel=self.attack.relabel,
+      cross=self.cross if self.attack.cross is not None else None,
       key=stamp_key(),
-      **options,
     )
 
 
@@ -214,7 +205,7 @@ def _rebuilt(artefact: zoo.Artefact, world: World) -> Victim:
     attack, state = imported.attack_of(
       card.hparams['imported'], zoo.load_arrays(artefact), world.dataset
     )
-    return Victim(artefact, attack, state, load_model(artefact, world))
+    return Victim(world, artefact, attack, state, load_model(artefact, world))
   attack, _ = make_attack(
     card.method, card.hparams['method'], world, _stand_ins(card)
   )
@@ -223,7 +214,7 @@ def _rebuilt(artefact: zoo.Artefact, world: World) -> Victim:
   loaded = zoo.load_state(
     artefact, {'model': abstract_model(world), 'attack': shapes}
   )
-  return Victim(artefact, attack, loaded['attack'], loaded['model'])
+  return Victim(world, artefact, attack, loaded['attack'], loaded['model'])
 
 
 def _stand_ins(card: zoo.Card) -> dict[str, np.ndarray]:
@@ -256,6 +247,16 @@ def load_model(artefact: zoo.Artefact, world: World) -> types.ModelState:
   return zoo.load_state(artefact, shapes)['model']
 
 
+@functools.lru_cache(maxsize=8)
+def counting(classifier: types.Classifier):
+  """(model, images, labels, shown) -> counts; one program for all attacks."""
+
+  def count(model, images, labels, shown):
+    return eval.count(classifier, model, images, labels, shown=shown)
+
+  return count
+
+
 def rates(
   world: World,
   model: types.ModelState,
@@ -263,15 +264,9 @@ def rates(
   classifier: types.Classifier | None = None,
 ) -> dict[str, Any]:
   """C-Acc and, with a victim's attack, ASR, R-Acc and any cross rates."""
-  has_cross = victim is not None and victim.attack.cross is not None
+  shown = victim.shown if victim is not None else None
   return eval.evaluate(
-    classifier or world.classifier,
-    model,
-    *world.test,
-    stamp=victim.stamp if victim else None,
-    relabel=victim.attack.relabel if victim else None,
-    cross=victim.cross if victim and has_cross else None,
-    key=stamp_key() if victim else None,
+    classifier or world.classifier, model, *world.test, shown=shown
   )
 
 
@@ -287,14 +282,11 @@ def triggered_test(world: World, victim: Victim, num: int | None = None):
     (clean uint8, triggered uint8, labels, targets, index in the test set).
   """
   test = world.dataset.test
-  labels = np.asarray(test.labels)
-  target = np.asarray(victim.attack.relabel(jnp.asarray(labels)))
+  labels, target = np.asarray(test.labels), np.asarray(victim.shown.targets)
   index = np.flatnonzero(target != labels)[:num]
   clean = np.asarray(test.images)[index]
-  stamped = victim.stamp(
-    jnp.asarray(clean, jnp.float32) / 255, stamp_key(), jnp.asarray(index)
-  )
-  stamped = np.rint(np.asarray(stamped) * 255).astype(np.uint8)
+  stamped = np.asarray(victim.shown.images)[index]
+  stamped = np.rint(stamped * 255).astype(np.uint8)
   return clean, stamped, labels[index], target[index], index
 
 

@@ -160,6 +160,24 @@ class StackTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'containers or static fields'):
       tree.stack([{'x': jnp.ones(1)}, ordered])
 
+  def test_stacks_are_the_same_on_the_host_and_in_a_trace(self):
+    trees = [
+      {'w': jnp.full((2, 3), i), 'n': np.arange(2) + i, 'k': jax.random.key(i)}
+      for i in range(3)
+    ]
+    plain = [{'w': t['w'], 'n': t['n']} for t in trees]
+    stacked = tree.stack(plain)
+    traced = jax.jit(lambda *t: tree.stack(t))(*plain)
+    for got, want in zip(
+      jax.tree.leaves(stacked), jax.tree.leaves(traced), strict=True
+    ):
+      self.assertIsInstance(got, jax.Array)
+      self.assertEqual(got.dtype, want.dtype)
+      np.testing.assert_array_equal(got, want)
+    with_keys = tree.stack(trees)
+    np.testing.assert_array_equal(with_keys['n'], stacked['n'])
+    self.assertEqual(with_keys['k'][2], jax.random.key(2))
+
   def test_nothing_cannot_be_stacked(self):
     with self.assertRaisesRegex(ValueError, 'at least one'):
       tree.stack([])

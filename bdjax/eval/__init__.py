@@ -14,3 +14,5 @@ from bdjax.eval.evaluate import evaluate as evaluate
 from bdjax.eval.metrics import der as der
 from bdjax.eval.metrics import rates as rates
 from bdjax.eval.metrics import rir as rir
+from bdjax.eval.views import Triggered as Triggered
+from bdjax.eval.views import triggered as triggered

@@ -7,16 +7,15 @@ the usual target, and a broken model would look perfectly backdoored.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from bdjax import checks, data, keys, types
-from bdjax.eval import metrics
+from bdjax import data, keys, types
+from bdjax.eval import metrics, views
+from bdjax.eval.views import Relabel, Stamp, Triggered
 
 
 class _Prediction(NamedTuple):
@@ -25,10 +24,6 @@ class _Prediction(NamedTuple):
   logits: jax.Array
   classes: jax.Array
   finite: jax.Array
-
-
-Stamp = Callable[..., jax.Array]  # (images float, key, index) -> images
-Relabel = Callable[[jax.Array], jax.Array]  # labels -> labels
 
 
 def count(
@@ -42,6 +37,8 @@ def count(
   cross: Stamp | None = None,
   key: jax.Array | None = None,
   index: jax.Array | None = None,
+  shown: Triggered | None = None,
+  with_clean: bool = True,
   with_loss: bool = False,
   batch_size: int = 256,
 ) -> dict[str, jax.Array]:
@@ -64,6 +61,11 @@ def count(
       stamp, however images are batched.
     index: int [N], positions in the data set the images were taken from;
       None = 0 … N − 1.
+    shown: the triggered images themselves, made by `triggered`, in place of
+      `relabel` and `cross`; a `stamp` is put on top of them. What is compiled
+      then knows nothing of the attack.
+    with_clean: whether to count on clean images; else there are no clean_hits,
+      clean_total and cross counts, and nobody looks at clean images.
     with_loss: whether to sum cross-entropies on the way, from the same logits.
     batch_size: images per forward pass, static; does not change the result.
 
@@ -78,8 +80,9 @@ def count(
 
   Raises:
     TypeError: if images are not uint8 or the key is not typed.
-    ValueError: if lengths disagree, there is no image, or only a part of
-      `stamp`, `relabel`, `key` is given.
+    ValueError: if lengths disagree, there is no image, only a part of
+      `stamp`, `relabel`, `key` is given, or `relabel` or `cross` beside
+      `shown`.
 
   Example:
     >>> logits = jnp.asarray([[0., 1., 0.]])  # a model that always says 1
@@ -93,40 +96,58 @@ def count(
     >>> int(counts['attack_hits']), int(counts['triggered_total'])
     (3, 3)
   """
-  num = _check_arguments(images, labels, index, batch_size)
-  _check_attack(stamp, relabel, key)
-  if cross is not None and stamp is None:
+  num = views.check_arguments(images, labels, index, batch_size)
+  views.check_views(shown, stamp, relabel, cross, key, images)
+  if not with_clean and stamp is None and shown is None:
     raise ValueError(
-      '`cross` counts beside the attack; give `stamp`, `relabel` and `key` too.'
+      '`with_clean=False` leaves nothing to count without an attack; give '
+      '`shown`, or `stamp`, `relabel` and `key`.'
     )
   images, labels = jnp.asarray(images), jnp.asarray(labels)
   index = jnp.arange(num) if index is None else jnp.asarray(index)
 
+  def shown_batch(rows, y):
+    """(triggered, target, crossed) of a batch; the first, None = no attack."""
+    if shown is not None:
+      view, target = shown.images[rows], shown.targets[rows]
+      if stamp is not None:
+        view = views.apply_stamp(stamp, view, key, index[rows])
+      crossed = None if shown.crossed is None else shown.crossed[rows]
+      return view, target, crossed
+    if stamp is None or relabel is None or key is None:
+      return None, None, None
+    x = data.to_float(images[rows])
+    view, crossed = views.apply_stamp(stamp, x, key, index[rows]), None
+    if cross is not None:
+      crossed = views.apply_stamp(
+        cross, x, keys.stream(key, 'cross'), index[rows]
+      )
+    return view, relabel(y), crossed
+
   def one_batch(rows_and_mask):
     rows, mask = rows_and_mask
-    x, y = data.to_float(images[rows]), labels[rows]
-    clean = _predict(classifier, state, x)
-    counts, broken = _clean_counts(clean, y, mask), mask & ~clean.finite
-    if with_loss:
-      counts |= {'clean_loss': _loss_sum(clean.logits, y, mask)}
-    if stamp is None or relabel is None or key is None:
+    y, counts, broken = labels[rows], {}, jnp.zeros_like(mask)
+    if with_clean:
+      clean = _predict(classifier, state, data.to_float(images[rows]))
+      counts, broken = _clean_counts(clean, y, mask), mask & ~clean.finite
+      if with_loss:
+        counts |= {'clean_loss': _loss_sum(clean.logits, y, mask)}
+    view, target, crossed = shown_batch(rows, y)
+    if view is None:
       return counts | {'non_finite': jnp.sum(broken)}
-    target = relabel(y)
-    triggered = mask & (target != y)
-    view = _apply_stamp(stamp, x, key, index[rows])
+    led = mask & (target != y)
     stamped = _predict(classifier, state, view)
-    counts |= _attack_counts(stamped, y, target, triggered)
-    broken |= triggered & ~stamped.finite
+    counts |= _attack_counts(stamped, y, target, led)
+    broken |= led & ~stamped.finite
     if with_loss:
-      counts |= {'attack_loss': _loss_sum(stamped.logits, target, triggered)}
-    if cross is not None:
-      view = _apply_stamp(cross, x, keys.stream(key, 'cross'), index[rows])
-      crossed = _predict(classifier, state, view)
-      counts |= _cross_counts(crossed, y, target, mask, triggered)
-      broken |= mask & ~crossed.finite
+      counts |= {'attack_loss': _loss_sum(stamped.logits, target, led)}
+    if with_clean and crossed is not None:
+      other = _predict(classifier, state, crossed)
+      counts |= _cross_counts(other, y, target, mask, led)
+      broken |= mask & ~other.finite
     return counts | {'non_finite': jnp.sum(broken)}
 
-  per_batch = jax.lax.map(one_batch, _padded_rows(num, batch_size))
+  per_batch = jax.lax.map(one_batch, views.padded_rows(num, batch_size))
   return jax.tree.map(lambda n: jnp.sum(n, dtype=n.dtype), per_batch)
 
 
@@ -141,6 +162,7 @@ def evaluate(
   cross: Stamp | None = None,
   key: jax.Array | None = None,
   index: jax.Array | None = None,
+  shown: Triggered | None = None,
   batch_size: int = 256,
 ) -> dict[str, Any]:
   """The rates of one model: `rates(count(...))`, compiled.
@@ -158,6 +180,7 @@ def evaluate(
     cross: as in `count`.
     key: as in `count`.
     index: as in `count`.
+    shown: as in `count`; all attacks of one shape share a program.
     batch_size: as in `count`.
 
   Returns:
@@ -178,7 +201,7 @@ def evaluate(
     0.25
   """
   program = _compiled(classifier, stamp, relabel, cross, batch_size)
-  return metrics.rates(program(state, images, labels, key, index))
+  return metrics.rates(program(state, images, labels, key, index, shown))
 
 
 @functools.lru_cache(maxsize=8)
@@ -186,7 +209,7 @@ def _compiled(classifier, stamp, relabel, cross, batch_size):
   """The jitted `count` of one set of functions."""
 
   @jax.jit
-  def program(state, images, labels, key, index):
+  def program(state, images, labels, key, index, shown):
     return count(
       classifier,
       state,
@@ -197,17 +220,11 @@ def _compiled(classifier, stamp, relabel, cross, batch_size):
       cross=cross,
       key=key,
       index=index,
+      shown=shown,
       batch_size=batch_size,
     )
 
   return program
-
-
-def _padded_rows(num: int, batch_size: int):
-  """Rows [n_batches, b], the last one repeated, and which of them count."""
-  size = min(batch_size, num)
-  rows = np.arange(-(-num // size) * size).reshape(-1, size)
-  return jnp.asarray(np.minimum(rows, num - 1)), jnp.asarray(rows < num)
 
 
 def _predict(classifier, state, images):
@@ -251,42 +268,3 @@ def _cross_counts(crossed, y, target, mask, triggered):
 def _hits(view, wanted, mask):
   """Images that count and are given the wanted class."""
   return jnp.sum(mask & view.finite & (view.classes == wanted))
-
-
-def _apply_stamp(stamp, images, key, index):
-  """Stamps a batch and checks that its shape has survived."""
-  stamped = stamp(images, key, index)
-  if stamped.shape != images.shape:
-    raise ValueError(
-      f'`stamp` turned images {images.shape} into {stamped.shape}; a trigger '
-      'keeps the shape of its images.'
-    )
-  return stamped
-
-
-def _check_arguments(images, labels, index, batch_size) -> int:
-  """Number of images, after refusing what cannot be evaluated."""
-  checks.byte_images(images=images)
-  checks.positive(batch_size=batch_size)
-  num = images.shape[0]
-  if num == 0:
-    raise ValueError('`images` holds 0 images; there is nothing to evaluate.')
-  for name, value in (('labels', labels), ('index', index)):
-    if value is not None and np.shape(value) != (num,):
-      raise ValueError(
-        f'`{name}` has shape {np.shape(value)}; expected ({num},), one per '
-        'image.'
-      )
-  return num
-
-
-def _check_attack(stamp, relabel, key) -> None:
-  """Refuses half an attack."""
-  given = [stamp is not None, relabel is not None, key is not None]
-  if any(given) and not all(given):
-    raise ValueError(
-      '`stamp`, `relabel` and `key` belong together; give all three to '
-      'measure an attack, or none for clean accuracy alone.'
-    )
-  if key is not None:
-    checks.typed_key(key=key)

@@ -23,7 +23,7 @@ import numpy as np
 
 from bdjax import checks
 
-CLEAN_COUNTS = ('clean_hits', 'clean_total', 'non_finite')
+CLEAN_COUNTS = ('clean_hits', 'clean_total')
 ATTACK_COUNTS = ('attack_hits', 'robust_hits', 'triggered_total')
 CROSS_COUNTS = ('cross_hits', 'cross_attack_hits')
 LOSSES = {'clean_loss': 'clean_total', 'attack_loss': 'triggered_total'}
@@ -104,8 +104,8 @@ def rates(counts: Mapping[str, Any]) -> dict[str, Any]:
   """Rates from the counts of `eval.count`, on the host.
 
   Args:
-    counts: int scalars of one model, or int arrays [m] of a stack. The three
-      counts of the attack may be absent, and those of a cross trigger.
+    counts: int scalars of one model, or int arrays [m] of a stack. Those of
+      clean images or of the attack may be absent, and of a cross trigger.
 
   Returns:
     c_acc, asr, r_acc as floats, n_clean_test, n_triggered_test as ints,
@@ -130,7 +130,7 @@ def rates(counts: Mapping[str, Any]) -> dict[str, Any]:
     'c_acc': _share(counts, 'clean_hits', 'clean_total'),
     'asr': _share(counts, 'attack_hits', 'triggered_total'),
     'r_acc': _share(counts, 'robust_hits', 'triggered_total'),
-    'n_clean_test': counts['clean_total'],
+    'n_clean_test': counts.get('clean_total'),
     'n_triggered_test': counts.get('triggered_total'),
     'finite': counts['non_finite'] == 0,
   }
@@ -148,12 +148,15 @@ def rates(counts: Mapping[str, Any]) -> dict[str, Any]:
 def _check_counts(counts: Mapping[str, Any]) -> None:
   """Refuses unknown, missing and traced counts."""
   names = set(counts) - LOSSES.keys()
-  known = set(CLEAN_COUNTS + ATTACK_COUNTS)
-  if names not in (set(CLEAN_COUNTS), known, known | set(CROSS_COUNTS)):
+  clean, attack, both = (
+    {'non_finite', *some}
+    for some in (CLEAN_COUNTS, ATTACK_COUNTS, CLEAN_COUNTS + ATTACK_COUNTS)
+  )
+  if names not in (clean, attack, both, both | set(CROSS_COUNTS)):
     raise ValueError(
-      f'Got the counts {sorted(names)}; expected {sorted(CLEAN_COUNTS)}, with '
-      f'an attack also {sorted(ATTACK_COUNTS)} and possibly '
-      f'{sorted(CROSS_COUNTS)}. Make them with eval.count.'
+      f'Got the counts {sorted(names)}; expected non_finite and '
+      f'{sorted(CLEAN_COUNTS)}, {sorted(ATTACK_COUNTS)} or both, then '
+      f'possibly {sorted(CROSS_COUNTS)}. Make them with eval.count.'
     )
   if not all(checks.is_concrete(x) for x in jax.tree.leaves(dict(counts))):
     raise TypeError(

@@ -101,13 +101,6 @@ def _refuse_trace(values: Any) -> None:
     )
 
 
-def _host_stack(*leaves: Any) -> jax.Array:
-  """Stacks results that wait on the host and puts them back at once."""
-  if jax.dtypes.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
-    return jnp.stack(leaves)
-  return jax.device_put(np.stack(leaves))
-
-
 def _delete(stack: Any) -> None:
   for leaf in jax.tree.leaves(stack):
     if isinstance(leaf, jax.Array) and not leaf.is_deleted():
@@ -231,7 +224,7 @@ class Lifted:
       result = self._member(member, *data)
       _refuse_trace(result)
       results.append(jax.device_get(result))
-    return jax.tree.map(_host_stack, *results)
+    return tree.stack(results)  # puts them back at once
 
 
 def lift(fn: Callable[..., Any], exec: types.Exec = DEFAULT) -> Lifted:

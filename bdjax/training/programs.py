@@ -70,7 +70,7 @@ class Compiler(NamedTuple):
     augment = self.augment if phase.augment is True else phase.augment or None
     return _scan, phase, augment, self.mesh, plan, length
 
-  def abstract(self, i, part, member, *rest):
+  def abstract(self, i, part, member, *rest) -> Any:
     """Shapes of a lifted part's result."""
     lift = _vmap_first if self.lift is not None else _identity
     return jax.eval_shape(self.lifted(i, part, lift), member, *rest)

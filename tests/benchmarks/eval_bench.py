@@ -1,5 +1,7 @@
 """C-Acc, ASR and R-Acc of K checkpoints, in each mode of the sweep."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -21,6 +23,7 @@ def evaluation(
   *,
   dataset: str | None = None,
   budgets: tuple[int, ...] = (),
+  modes: Sequence[lifted.Mode] = lifted.MODES,
 ) -> dict:
   """Seconds of evaluating k checkpoints, per mode."""
   spec = data.spec(dataset or DATASETS[arch])
@@ -43,7 +46,7 @@ def evaluation(
     )
 
   images, labels = jnp.asarray(images), jnp.asarray(labels)
-  sides = lifted.sides(count, stack, images, labels)
+  sides = lifted.sides(count, stack, images, labels, modes=modes)
   if torch is not None:
     sides['torch'] = _torch(torch, arch, spec, k, images, labels)
   row = {

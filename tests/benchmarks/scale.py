@@ -3,15 +3,13 @@
 python -m tests.benchmarks.scale
 """
 
-import json
-import pathlib
 import re
 
 from matplotlib import figure
 
 from bdjax.analysis import ink
+from tests.benchmarks import table
 
-FOLDER = pathlib.Path(__file__).parent / 'results'
 SIDES = {
   'ours_map': ('bdjax, map', ink.BLUE, 'o'),
   'ours_vmap': ('bdjax, vmap', ink.ORANGE, '^'),
@@ -70,8 +68,8 @@ def draw(found: dict, stem: str, title: str) -> figure.Figure:
 
 
 if __name__ == '__main__':
-  for path in sorted(FOLDER.glob('*.json')):
-    content = json.loads(path.read_text())
+  for path, content in table.measured():
     if len(curves(content, 'eval_tiny')) > 1:
       fig = draw(content, 'eval_tiny', 'Evaluation, small network')
-      fig.savefig(FOLDER / f'{path.stem}-scale.png', dpi=150, facecolor='white')
+      out = path.with_name(f'{path.stem}-scale.png')
+      fig.savefig(out, dpi=150, facecolor='white')

@@ -2,9 +2,18 @@
 
 import json
 import pathlib
+from collections.abc import Iterator
 
 FOLDER = pathlib.Path(__file__).parent / 'results'
 MIB = 2**20
+
+
+def measured(suite: str = '*') -> Iterator[tuple[pathlib.Path, dict]]:
+  """(file, content) of the benchmarks' results, of one suite or all."""
+  for path in sorted(FOLDER.glob(f'{suite}-*.json')):
+    content = json.loads(path.read_text())
+    if 'rows' in content:
+      yield path, content
 
 
 def table(found: dict) -> str:
@@ -47,8 +56,7 @@ def memory_table(found: dict) -> str:
 
 
 if __name__ == '__main__':
-  for path in sorted(FOLDER.glob('*.json')):
-    content = json.loads(path.read_text())
+  for path, content in measured():
     for versions in {str(row['versions']) for row in content['rows'].values()}:
       print(versions)
     print(f'\n{path.stem}\n\n{table(content)}')

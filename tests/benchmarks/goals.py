@@ -1,0 +1,140 @@
+"""The goals and whether they are met: python -m tests.benchmarks.goals
+
+A goal is a ratio of two sides of one row, measured in turn in one process.
+"""
+
+from typing import NamedTuple
+
+from tests.benchmarks import table as results
+
+
+class Goal(NamedTuple):
+  """What one row is to reach.
+
+  Attributes:
+    work: what is measured.
+    row: its name among the results.
+    side: ours.
+    other: the side it is held against.
+    most: the ratio it may have.
+  """
+
+  work: str
+  row: str
+  side: str
+  other: str
+  most: float
+
+
+_STEP = 'training step, PreAct-ResNet18'
+GOALS = {
+  'cpu': (
+    Goal(f'{_STEP}, width 64', 'step_w64_32', 'ours_scanned', 'torch', 1.0),
+    Goal(f'{_STEP}, width 16', 'step_w16_32', 'ours_scanned', 'torch', 1.2),
+    Goal(
+      'epoch with data path, beside pictures through a DataLoader',
+      'epoch',
+      'ours_scanned',
+      'torch_pictures',
+      0.6,
+    ),
+    Goal(
+      'scanned beside stepped, width 16',
+      'step_w16_32',
+      'ours_scanned',
+      'ours_stepped',
+      1.05,
+    ),
+    Goal(
+      'scanned beside stepped, width 64',
+      'step_w64_32',
+      'ours_scanned',
+      'ours_stepped',
+      1.05,
+    ),
+    Goal('evaluation, K = 8, small', 'eval_tiny_k8', 'ours_map', 'torch', 0.7),
+    Goal(
+      'evaluation, K = 8, PreAct-ResNet18',
+      'eval_16_k8',
+      'ours_map',
+      'torch',
+      0.7,
+    ),
+    Goal(
+      'white-box re-activation, K = 8, small',
+      'white_box_tiny_k8',
+      'ours_map',
+      'torch',
+      0.7,
+    ),
+    Goal(
+      'white-box re-activation, K = 8, PreAct-ResNet18',
+      'white_box_16_k8',
+      'ours_map',
+      'torch',
+      0.7,
+    ),
+    Goal(
+      'BEC, K = 8, small, beside a script per model',
+      'bec_tiny_k8',
+      'ours_map',
+      'torch_reference_each',
+      0.1,
+    ),
+    Goal(
+      'BEC, K = 8, PreAct-ResNet18, beside a script per model',
+      'bec_16_k8',
+      'ours_map',
+      'torch_reference_each',
+      0.1,
+    ),
+    Goal(
+      'trigger inversion of all classes in one program',
+      'inversion',
+      'ours_one_program',
+      'loop_over_classes',
+      0.5,
+    ),
+    Goal(
+      'square attack, per query, small',
+      'black_box_tiny',
+      'ours_scanned',
+      'torch',
+      0.8,
+    ),
+    Goal(
+      'square attack, per query, PreAct-ResNet18',
+      'black_box_16',
+      'ours_scanned',
+      'torch',
+      0.8,
+    ),
+  ),
+}
+
+
+def ratio(found: dict, goal: Goal) -> float | None:
+  """Ours over the other side, None where one was not measured."""
+  sides = found['rows'].get(goal.row, {}).get('sides', {})
+  if goal.side not in sides or goal.other not in sides:
+    return None
+  return sides[goal.side]['median_s'] / sides[goal.other]['median_s']
+
+
+def table(found: dict, goals: tuple[Goal, ...]) -> str:
+  """A Markdown table of all goals."""
+  lines = ['| work | ratio | goal | met |', '|---|---:|---:|---|']
+  for goal in goals:
+    value = ratio(found, goal)
+    if value is None:
+      reached, met = '–', 'not measured'
+    else:
+      reached, met = f'{value:.2f}', 'yes' if value <= goal.most else 'no'
+    lines.append(f'| {goal.work} | {reached} | {goal.most:g} | {met} |')
+  return '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+  for suite, goals in GOALS.items():
+    for path, content in results.measured(suite):
+      print(f'\n{path.stem}\n\n{table(content, goals)}')
