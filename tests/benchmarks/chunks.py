@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from bdjax import data, eval, models, sweep, training, tree, types, xla, zoo
+from bdjax import data, eval, models, sweep, training, tree, types, zoo
 from bdjax.sweep import chunks
 from tests.benchmarks import step_bench, timing
 
@@ -71,7 +71,6 @@ def best(measured: dict[str, dict[str, float]]) -> int | None:
 
 def main(argv) -> None:
   del argv
-  xla.tune_cpu()  # as launchers do
   measured = {}
   for name, (fn, stack, given) in work().items():
     sides = {

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from absl import app
 from jax import profiler
 
-from bdjax import data, eval, models, reactivation, training, types, xla, zoo
+from bdjax import data, eval, models, reactivation, training, types, zoo
 from tests.benchmarks import run, step_bench
 
 REPEATS = 7
@@ -187,7 +187,6 @@ def torch_traced(fn) -> tuple[dict[str, float], float]:
 
 def main(argv) -> None:
   del argv
-  xla.tune_cpu()
   device = jax.devices()[0].device_kind
   if jax.default_backend() != 'cpu':
     raise SystemExit(f'{device}: this reads the names of traces on CPU only.')

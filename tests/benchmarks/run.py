@@ -16,7 +16,7 @@ import sys
 import jax
 from absl import app, flags
 
-from bdjax import xla, zoo
+from bdjax import zoo
 from tests.benchmarks import (
   attack_bench,
   defense_bench,
@@ -141,7 +141,6 @@ def _apart(name: str) -> subprocess.CompletedProcess:
 
 def measure(name: str, bench) -> None:
   """Measures one row here, and writes it beside those of before."""
-  xla.tune_cpu()  # as launchers do
   if name in DEVICES:
     jax.config.update('jax_num_cpu_devices', DEVICES[name])
   device = re.sub(r'\W+', '-', jax.devices()[0].device_kind).strip('-').lower()

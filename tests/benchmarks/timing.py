@@ -8,6 +8,10 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+# Threads of the side before spin for a while when their work is done; on two
+# cores that costs the next side a tenth.
+_REST_S = 0.25
+
 
 def ready(value) -> None:
   """Waits for JAX's results; other values are there already."""
@@ -33,6 +37,7 @@ def compare(
   for _ in range(repeats):
     for name, fn in sides.items():
       gc.collect()
+      time.sleep(_REST_S)
       seconds[name].append(_once(fn))
   return {
     name: {
