@@ -142,7 +142,7 @@ def _rho(root, rows):
   groups = _by_attack(
     [r for r in rows if r.get('defense') == 'pam' and 'connect_run' in r]
   )
-  groups = {name: g for name, g in groups.items() if len(g) > 2}
+  groups = {name: g for name, g in groups.items() if len(g) > 1}
   if not groups:
     return None
   fig, axes = _panels(len(groups))

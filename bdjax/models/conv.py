@@ -9,8 +9,7 @@ one does:
 
   forward          a plain NHWC convolution; for images of few channels,
                    neighboring outputs are computed as further channels; on
-                   maps smaller than the kernel one matrix product with the
-                   images' patches;
+                   maps smaller than the kernel a dense layer of all pixels;
   input gradient   g, dilated by the stride, convolved with the flipped kernel
                    whose input and output channels are swapped; with a stride,
                    the outputs between two pixels of g as further channels;
@@ -193,7 +192,7 @@ def _conv(form: conv_forms.Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
   if conv_forms.is_depthwise(form, x, kernel.shape[-1]):
     return conv_forms.convolve_channels(form, x, kernel)
   if form.groups == 1 and math.prod(kernel.shape[:2]) > math.prod(x.shape[1:3]):
-    return conv_forms.convolve_patches(form, x, kernel)
+    return conv_forms.convolve_dense(form, x, kernel)
   block = conv_forms.best_block(form, x, kernel)
   if block != (1, 1):
     return conv_forms.convolve_packed(form, block, x, kernel)

@@ -5,6 +5,7 @@ them and joins them to a family closed under differentiation;
 tests/benchmarks/README.md tells what was measured.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -48,13 +49,37 @@ def dilated(size: int, dilation: int) -> int:
   return (size - 1) * dilation + 1
 
 
-def convolve_patches(form: Form, x, kernel) -> jax.Array:
-  """A convolution as one matrix product, [b, h', w', d]."""
-  kh, kw, c, d = kernel.shape
+def convolve_dense(form: Form, x, kernel) -> jax.Array:
+  """A convolution as a dense layer of all pixels, [b, h', w', d].
+
+  On a map smaller than the kernel that takes fewer products than the kernel's
+  entries would, most of which meet the padding, and copies no image.
+  """
   size = _output_size(form, x, kernel)
-  patches = _patches(form, (kh, kw), size, x).reshape(-1, kh * kw * c)
-  out = jnp.dot(patches, kernel.reshape(-1, d), precision=form.precision)
-  return out.reshape(x.shape[0], *size, d)
+  rows, columns = _joined(form, kernel.shape[:2], x.shape[1:3], size)
+  padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
+  matrix = padded[rows[:, :, None, None], columns].transpose(0, 2, 4, 1, 3, 5)
+  matrix = matrix.reshape(math.prod(x.shape[1:]), -1)
+  flat = x.reshape(x.shape[0], -1)
+  out = jnp.dot(flat, matrix, precision=form.precision)
+  return out.reshape(x.shape[0], *size, kernel.shape[-1])
+
+
+def _joined(form: Form, window, size_in, size_out) -> list[np.ndarray]:
+  """Per axis, the entry of the kernel between input and output, [in, out].
+
+  The kernel's length where there is none.
+  """
+  tables = []
+  for axis in range(2):
+    first, last = np.ogrid[: size_in[axis], : size_out[axis]]
+    reached = first * form.x_dilation[axis] + form.padding[axis][0]
+    entry, between = np.divmod(
+      reached - last * form.strides[axis], form.kernel_dilation[axis]
+    )
+    met = (between == 0) & (entry >= 0) & (entry < window[axis])
+    tables.append(np.where(met, entry, window[axis]))
+  return tables
 
 
 def best_block(form: Form, x, kernel) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax import attacks, data, eval, models, tree
-from tests.benchmarks import lifted, step_bench, timing
+from tests.benchmarks import lifted, roofline, step_bench, timing
 
 KEY = jax.random.key(0)
 
@@ -55,6 +55,7 @@ def evaluation(
     'unit': 's',
     'per': 1.0,
     'sides': timing.compare(sides, repeats),
+    'flops': k * 2 * roofline.forward_flops(classifier, num),
     'temporary_bytes': lifted.temporary_bytes(count, 1, stack, images, labels),
   }
   if budgets:

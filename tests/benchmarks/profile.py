@@ -39,7 +39,7 @@ _TORCH_KINDS = {
 
 def step(torch):
   """One training step of PreAct-ResNet18, width 16, 32×32, batch 128."""
-  spec, phase, carry = step_bench.make(16, 32)
+  spec, _, phase, carry = step_bench.make(16, 32)
   images, labels = step_bench.pictures(128)
   feeds = {'train': training.make_feed(images, labels)}
   phases = (phase(num_steps=1, batch_size=128),)

@@ -22,6 +22,7 @@ from tests.benchmarks import (
   defense_bench,
   eval_bench,
   instrument_bench,
+  roofline,
   step_bench,
   timing,
 )
@@ -154,7 +155,11 @@ def measure(name: str, bench) -> None:
     'torch': _torch_version(),
   }
   row = bench(REPEATS.value, reference())
-  row |= {'peak_bytes': timing.peak_bytes(), 'versions': versions}
+  row |= {
+    'peak_bytes': timing.peak_bytes(),
+    'matmul': roofline.matmul_rate(),
+    'versions': versions,
+  }
   medians = {k: v['median_s'] / row['per'] for k, v in row['sides'].items()}
   print(name, {k: round(v, 2) for k, v in medians.items()}, flush=True)
   found = json.loads(path.read_text()) if path.exists() else {'rows': {}}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax import attacks, data, models, training, types
-from tests.benchmarks import timing
+from tests.benchmarks import roofline, timing
 
 SPEC = data.spec('cifar10')
 KEY = jax.random.key(0)
@@ -21,7 +21,7 @@ def pictures(num: int, size: int = 32, seed: int = 0):
 
 
 def make(width: int, size: int):
-  """Classifier, training phase of one epoch and its start."""
+  """Data, classifier, training phase of one epoch and its start."""
   spec = data.spec('cifar10' if size == 32 else 'digits16')
   classifier = models.make('preactresnet18', spec, width=width)
   phase = functools.partial(
@@ -33,14 +33,14 @@ def make(width: int, size: int):
     augment=True,
   )
   carry = types.Carry(model=classifier.init(KEY), extra={})
-  return spec, phase, carry
+  return spec, classifier, phase, carry
 
 
 def step(
   repeats: int, torch, width: int, size: int, batch: int, steps: int = 4
 ) -> dict:
   """Seconds of one step: ours by the loop and scanned, PyTorch eager."""
-  spec, phase, carry = make(width, size)
+  spec, classifier, phase, carry = make(width, size)
   images, labels = pictures(batch * steps, size)
   feeds = {'train': training.make_feed(images, labels)}
   made = phase(num_steps=steps, batch_size=batch)
@@ -73,6 +73,8 @@ def step(
     'unit': 'ms per step',
     'per': steps / 1e3,
     'sides': result,
+    # Both gradients of a convolution cost what it does.
+    'flops': 3 * roofline.forward_flops(classifier, batch * steps),
   }
 
 
@@ -92,8 +94,7 @@ def torch_steps(torch_reference, width, images, labels, batch, spec):
 
 def epoch(repeats: int, torch, num: int = 1024) -> dict:
   """Seconds of one epoch under BadNets 10 %, width 16."""
-  spec, _, _ = make(16, 32)
-  classifier = models.make('preactresnet18', spec, width=16)
+  spec, classifier, _, _ = make(16, 32)
   attack = attacks.badnets(spec)
   images, labels = pictures(num)
   state = attack.init(KEY, images, labels)
@@ -121,6 +122,7 @@ def epoch(repeats: int, torch, num: int = 1024) -> dict:
     'unit': 's per epoch',
     'per': 1.0,
     'sides': result,
+    'flops': 3 * roofline.forward_flops(classifier, num),
   }
 
 

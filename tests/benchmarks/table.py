@@ -38,6 +38,29 @@ def table(found: dict) -> str:
   return '\n'.join(lines) + '\n'
 
 
+def roofline_table(found: dict) -> str:
+  """Operations per second of both sides, beside those of a product of squares.
+
+  Empty where no row tells its operations.
+  """
+  lines = [
+    '| work | side | GFLOP/s | share of a matmul |',
+    '|---|---|---:|---:|',
+  ]
+  for row in found['rows'].values():
+    if 'flops' not in row:
+      continue
+    most = row['matmul']['flops_per_s']
+    for name in ('ours_scanned', 'ours_map', 'torch'):
+      if name in row['sides']:
+        rate = row['flops'] / row['sides'][name]['median_s']
+        lines.append(
+          f'| {row["what"]} | {name.replace("_", " ")} | {rate / 1e9:.3g} | '
+          f'{rate / most:.0%} |'
+        )
+  return '\n'.join(lines) + '\n' if len(lines) > 2 else ''
+
+
 def memory_table(found: dict) -> str:
   """One line per row and budget; empty where no row was bounded."""
   lines = [
@@ -60,4 +83,5 @@ if __name__ == '__main__':
     for versions in {str(row['versions']) for row in content['rows'].values()}:
       print(versions)
     print(f'\n{path.stem}\n\n{table(content)}')
+    print(roofline_table(content))
     print(memory_table(content))

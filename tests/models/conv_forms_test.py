@@ -19,6 +19,17 @@ CASES = (
   ('small_kernel', (2, 3, 3, 2), (1, 1, 2, 3), ((0, 1), (0, 1)), 2, (2, 2)),
 )
 
+# name, images, kernel, the form
+DENSE = (
+  ('smaller_than_the_kernel', (3, 2, 2, 4), (3, 3, 4, 5), {}),
+  ('single_pixel', (3, 1, 1, 4), (3, 3, 4, 5), {}),
+  ('stride', (3, 4, 5, 2), (3, 3, 2, 3), {'strides': (2, 2)}),
+  ('unlike_axes', (2, 3, 4, 2), (2, 3, 2, 3), {'strides': (1, 2)}),
+  ('dilated', (3, 2, 2, 4), (3, 3, 4, 5), {'x_dilation': (2, 2)}),
+  ('dilated_kernel', (2, 5, 5, 2), (3, 3, 2, 3), {'kernel_dilation': (2, 2)}),
+  ('cropped', (2, 4, 4, 2), (3, 3, 2, 3), {'padding': ((-1, 2), (0, 3))}),
+)
+
 
 class PackedTest(parameterized.TestCase):
   @parameterized.named_parameters(*CASES)
@@ -44,3 +55,18 @@ class PackedTest(parameterized.TestCase):
     form = conv_forms.Form((1, 1), ((1, dilation),) * 2, (dilation,) * 2)
     found = conv_forms.best_block(form, np.zeros(x), np.zeros(kernel))
     self.assertEqual(found, block)
+
+
+class DenseTest(parameterized.TestCase):
+  @parameterized.named_parameters(*DENSE)
+  def test_equals_the_plain_form(self, x, kernel, form):
+    form = conv_forms.Form(
+      **({'strides': (1, 1), 'padding': ((1, 1), (1, 2))} | form)
+    )
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+      x, kernel = (jax.numpy.asarray(rng.normal(size=s)) for s in (x, kernel))
+      plain = conv_forms.convolve_plain(form, x, kernel)
+      own = conv_forms.convolve_dense(form, x, kernel)
+      self.assertEqual(own.shape, plain.shape)
+      np.testing.assert_allclose(own, plain, rtol=1e-12, atol=1e-12)
