@@ -85,6 +85,7 @@ def count(
       `shown`.
 
   Example:
+    >>> import numpy as np
     >>> logits = jnp.asarray([[0., 1., 0.]])  # a model that always says 1
     >>> constant = types.Classifier(
     ...   init=None, features=None, info=None,
@@ -192,6 +193,7 @@ def evaluate(
     ValueError: as `count`.
 
   Example:
+    >>> import numpy as np
     >>> logits = jnp.asarray([[0., 1., 0.]])  # a model that always says 1
     >>> constant = types.Classifier(
     ...   init=None, features=None, info=None,
