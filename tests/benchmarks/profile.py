@@ -165,7 +165,7 @@ def _kind(line: str, opcode: str, name: str) -> str:
     return 'input gradients' if is_gradient else 'convolution'
   if opcode == 'dot':
     return 'weight gradients: products' if is_gradient else 'convolution'
-  return 'weight gradients: copies' if is_gradient else 'convolution: copies'
+  return 'gradients: copies' if is_gradient else 'convolution: copies'
 
 
 def torch_traced(fn) -> tuple[dict[str, float], float]:

@@ -18,7 +18,7 @@ from jax import monitoring
 
 from bdjax import zoo
 from launch import cli, quickstart
-from tests.benchmarks import run
+from tests.benchmarks import table
 
 # Events of JAX; it counts reading back as compiling.
 _EVENTS = {
@@ -61,7 +61,7 @@ def main() -> None:
   device = jax.devices()[0].device_kind
   found['versions'] = zoo.environment.versions()
   print(json.dumps(found, indent=1))
-  path = run.FOLDER / f'start-{device}.json'
+  path = table.FOLDER / f'start-{device}.json'
   path.write_text(json.dumps(found, indent=1) + '\n')
 
 
