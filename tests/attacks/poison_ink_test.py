@@ -181,7 +181,7 @@ class CraftTest(parameterized.TestCase):
     trained = toy_networks()
     curves = trained.curves['none']
     self.assertLess(np.mean(curves['loss'][-9:]), curves['loss'][0] / 10)
-    self.assertGreater(trained.psnr, 15)
+    self.assertGreater(trained.psnr, 12)  # rounding moves it by 3 dB
     # Guessing the average color would be 0.2 or more off.
     self.assertLess(trained.edge_error, 0.2)
     self.assertLess(trained.clean_error, 0.1)

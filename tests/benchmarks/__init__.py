@@ -1,9 +1,5 @@
-"""Benchmarks: programs, not tests; README.md tells how to run them.
-
-XLA reads its flags once, at the first computation, and modules here compute
-when they are imported: they make keys.
-"""
+"""Benchmarks: programs, not tests; README.md tells how to run them."""
 
 from bdjax import xla
 
-xla.tune_cpu()  # as launchers do
+xla.tune_cpu()  # as launchers do, before anything is computed

@@ -4,10 +4,9 @@ import functools
 
 import jax
 
-from bdjax import attacks, data, keys, models, sweep, training, tree, types
+from bdjax import attacks, data, models, sweep, training, tree, types
 from tests.benchmarks import lifted, step_bench, timing
 
-KEY = keys.root(0)
 RATIOS = (0.01, 0.02, 0.05, 0.1)
 
 
@@ -19,8 +18,8 @@ def pack(repeats: int, torch) -> dict:
   images, labels = step_bench.pictures(512, 16)
   feeds = {'train': training.make_feed(images, labels)}
   members = _members(spec, images, labels)
-  packed = attacks.pack(members, images, labels, key=KEY)
-  seeds = sweep.member_keys(KEY, len(members), shared=False)
+  packed = attacks.pack(members, images, labels, key=timing.key())
+  seeds = sweep.member_keys(timing.key(), len(members), shared=False)
   stack = jax.vmap(net.init)(seeds)
 
   def train(attack, carry, key):
@@ -65,5 +64,5 @@ def _members(spec, images, labels):
       (attacks.ftrojan, attacks.FTrojanHParams),
     ):
       attack = make(spec, hparams(poison_ratio=ratio))
-      made.append((attack, attack.init(KEY, images, labels)))
+      made.append((attack, attack.init(timing.key(), images, labels)))
   return made

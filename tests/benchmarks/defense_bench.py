@@ -16,7 +16,6 @@ from bdjax import (
 )
 from tests.benchmarks import lifted, step_bench, timing
 
-KEY = jax.random.key(0)
 BUDGETS = (512 * 2**20,)
 
 
@@ -30,7 +29,7 @@ def steps(repeats: int, torch) -> dict:
   del torch
   num, batch = 2, 128
   classifier = _classifier()
-  carry = types.Carry(model=classifier.init(KEY), extra={})
+  carry = types.Carry(model=classifier.init(timing.key()), extra={})
   images, labels = step_bench.pictures(num * batch)
   feeds = {'clean': training.make_feed(images, labels)}
   made = {
@@ -47,7 +46,7 @@ def steps(repeats: int, torch) -> dict:
     short = short._replace(augment=False)
     run = jax.jit(
       lambda carry, phase=short: training.run_phases(
-        (phase,), carry, feeds, KEY
+        (phase,), carry, feeds, timing.key()
       )[0]
     )
     sides[name] = functools.partial(run, carry)
@@ -63,7 +62,7 @@ def inversion(repeats: int, torch) -> dict:
   """Seconds of one Neural Cleanse step for all ten classes."""
   del torch
   classifier, hp = _classifier(), perturb.InversionHParams()
-  model = classifier.init(KEY)
+  model = classifier.init(timing.key())
   images, _ = step_bench.pictures(64)
   batch = {
     'image': jnp.asarray(images, jnp.float32) / 255,
@@ -118,7 +117,7 @@ def stack(repeats: int, torch, k: int = 8) -> dict:
 
   def run(model):
     carry = types.Carry(model=model, extra={})
-    return training.run_phases(phases, carry, feeds, KEY)[0].model
+    return training.run_phases(phases, carry, feeds, timing.key())[0].model
 
   single = jax.jit(run)
   sides = {'single_runs': lambda: [single(model) for model in members]}

@@ -8,9 +8,6 @@ import jax.numpy as jnp
 from bdjax import attacks, data, eval, models, tree
 from tests.benchmarks import lifted, roofline, step_bench, timing
 
-KEY = jax.random.key(0)
-
-
 DATASETS = {'tiny': 'synthetic', 'preactresnet18': 'cifar10'}
 
 
@@ -31,7 +28,7 @@ def evaluation(
   attack = attacks.badnets(spec)
   images, labels = step_bench.pictures(num, spec.image_shape[0])
   labels = labels % spec.num_classes
-  state = attack.init(KEY, images, labels)
+  state = attack.init(timing.key(), images, labels)
   stack = tree.stack([classifier.init(jax.random.key(i)) for i in range(k)])
 
   def count(model, images, labels):
@@ -42,7 +39,7 @@ def evaluation(
       labels,
       stamp=lambda x, key, index: attack.stamp(state, x, key, index),
       relabel=attack.relabel,
-      key=KEY,
+      key=timing.key(),
     )
 
   images, labels = jnp.asarray(images), jnp.asarray(labels)

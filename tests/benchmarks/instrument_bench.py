@@ -25,7 +25,6 @@ from bdjax import (
 )
 from tests.benchmarks import lifted, step_bench, timing
 
-KEY = jax.random.key(0)
 MIB = 2**20
 DATASETS = {'tiny': 'synthetic', 'preactresnet18': 'digits16'}
 BUDGETS = {
@@ -129,7 +128,9 @@ def white_box(
 
   def attack(model, feed):
     carry = types.Carry(model=model, extra={})
-    carry, metrics = training.run_phases(phases, carry, {'pool': feed}, KEY)
+    carry, metrics = training.run_phases(
+      phases, carry, {'pool': feed}, timing.key()
+    )
     return carry.extra, metrics
 
   sides = lifted.sides(attack, stack, feed, modes=modes)
@@ -184,7 +185,9 @@ def black_box(
 
   def search(model, feed):
     carry = types.Carry(model=model, extra={})
-    carry, metrics = training.run_phases(phases, carry, {'pool': feed}, KEY)
+    carry, metrics = training.run_phases(
+      phases, carry, {'pool': feed}, timing.key()
+    )
     return carry.extra, metrics
 
   run = jax.jit(search)
@@ -293,7 +296,7 @@ def _torch_paths(torch_reference, arch, spec, width, k, points, rest):
 def _count(spec, images, labels):
   """(classifier, state, images, labels) -> counts under a patch attack."""
   attack = attacks.badnets(spec)
-  state = attack.init(KEY, images, labels)
+  state = attack.init(timing.key(), images, labels)
 
   def count(classifier, model, images, labels):
     return eval.count(
@@ -303,7 +306,7 @@ def _count(spec, images, labels):
       labels,
       stamp=lambda x, key, index: attack.stamp(state, x, key, index),
       relabel=attack.relabel,
-      key=KEY,
+      key=timing.key(),
     )
 
   return count

@@ -22,7 +22,7 @@ from absl import app
 from jax import profiler
 
 from bdjax import data, eval, models, reactivation, training, types, zoo
-from tests.benchmarks import run, step_bench
+from tests.benchmarks import run, step_bench, timing
 
 REPEATS = 7
 _CONTAINERS = ('while', 'call', 'conditional')
@@ -47,7 +47,7 @@ def step(torch):
 
   def ours(carry):
     return training.run_phases(
-      phases, carry, feeds, step_bench.KEY, augment=augment
+      phases, carry, feeds, timing.key(), augment=augment
     )[0]
 
   theirs = torch and step_bench.torch_steps(
@@ -69,9 +69,9 @@ def white_box(torch):
 
   def ours(model):
     carry = types.Carry(model=model, extra={})
-    return training.run_phases(phases, carry, feeds, step_bench.KEY)[0].extra
+    return training.run_phases(phases, carry, feeds, timing.key())[0].extra
 
-  return ours, (jax.jit(classifier.init)(step_bench.KEY),), None
+  return ours, (jax.jit(classifier.init)(timing.key()),), None
 
 
 def evaluation(torch):
@@ -83,7 +83,7 @@ def evaluation(torch):
   def ours(model, images, labels):
     return eval.count(classifier, model, images, labels)
 
-  model = jax.jit(classifier.init)(step_bench.KEY)
+  model = jax.jit(classifier.init)(timing.key())
   theirs = torch and _torch_evaluation(torch, spec, images)
   return ours, (model, jnp.asarray(images), jnp.asarray(labels)), theirs
 

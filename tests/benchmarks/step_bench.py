@@ -10,7 +10,6 @@ from bdjax import attacks, data, models, training, types
 from tests.benchmarks import roofline, timing
 
 SPEC = data.spec('cifar10')
-KEY = jax.random.key(0)
 
 
 def pictures(num: int, size: int = 32, seed: int = 0):
@@ -32,7 +31,7 @@ def make(width: int, size: int):
     reads='train',
     augment=True,
   )
-  carry = types.Carry(model=classifier.init(KEY), extra={})
+  carry = types.Carry(model=classifier.init(timing.key()), extra={})
   return spec, classifier, phase, carry
 
 
@@ -47,14 +46,14 @@ def step(
   augment = data.augment_fn(spec)
   run = lambda chunk: jax.jit(
     lambda carry: training.run_phases(
-      (made,), carry, feeds, KEY, augment=augment, chunk=chunk
+      (made,), carry, feeds, timing.key(), augment=augment, chunk=chunk
     )[0]
   )
   scanned = run(None)
   single = phase(num_steps=1, batch_size=batch)
   one = jax.jit(
     lambda carry: training.run_phases(
-      (single,), carry, feeds, KEY, augment=augment
+      (single,), carry, feeds, timing.key(), augment=augment
     )[0]
   )
 
@@ -97,7 +96,7 @@ def epoch(repeats: int, torch, num: int = 1024) -> dict:
   spec, classifier, _, _ = make(16, 32)
   attack = attacks.badnets(spec)
   images, labels = pictures(num)
-  state = attack.init(KEY, images, labels)
+  state = attack.init(timing.key(), images, labels)
   phase = training.implant(
     classifier,
     attack,
@@ -110,9 +109,9 @@ def epoch(repeats: int, torch, num: int = 1024) -> dict:
   )
   feeds = {'train': training.make_feed(images, labels)}
   run = jax.jit(
-    lambda carry: training.run_phases((phase,), carry, feeds, KEY)[0]
+    lambda carry: training.run_phases((phase,), carry, feeds, timing.key())[0]
   )
-  carry = types.Carry(model=classifier.init(KEY), extra=state)
+  carry = types.Carry(model=classifier.init(timing.key()), extra=state)
   sides = {'ours_scanned': lambda: run(carry)}
   if torch is not None:
     sides |= _torch_epochs(torch, images, labels, state, spec)
@@ -152,13 +151,16 @@ def stamping(repeats: int, torch) -> dict:
   del torch
   attack = attacks.badnets(SPEC)
   images, labels = pictures(2048)
-  state, augment = attack.init(KEY, images, labels), data.augment_fn(SPEC)
+  state, augment = (
+    attack.init(timing.key(), images, labels),
+    data.augment_fn(SPEC),
+  )
   feed, rows = training.make_feed(images, labels), jnp.arange(128)
 
   def batch(poisoned):
-    made = training.fetch(feed, rows, KEY, None)
-    made = attack.poison(state, made, KEY) if poisoned else made
-    keys = jax.random.split(KEY, 128)
+    made = training.fetch(feed, rows, timing.key(), None)
+    made = attack.poison(state, made, timing.key()) if poisoned else made
+    keys = jax.random.split(timing.key(), 128)
     return augment(made['image'], keys)
 
   programs = {p: jax.jit(lambda p=p: batch(p)) for p in (False, True)}

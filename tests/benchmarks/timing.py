@@ -13,6 +13,15 @@ import jax
 _REST_S = 0.25
 
 
+def key() -> jax.Array:
+  """The key of all benchmarks; no module makes one when it is imported.
+
+  XLA would read its flags then, and a process that only starts others would
+  hold the device.
+  """
+  return jax.random.key(0)
+
+
 def ready(value) -> None:
   """Waits for JAX's results; other values are there already."""
   jax.block_until_ready(value)
