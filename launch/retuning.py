@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 
 from bdjax import eval, keys, reactivation, sweep, training, tree, types, zoo
-from launch import cli, lineage, measure, methods, results, show, world
+from launch import cli, lineage, measure, methods, results, show
 
 METHOD = 'retuning_attack'
 
@@ -66,7 +66,7 @@ class Attack:
     """What the plain trigger achieves on a stack of retuned models."""
     family = self.family
     counts = sweep.over_checkpoints(
-      world.counting(classifier),
+      _counting(classifier),
       stack,
       *family.here.test,
       family.victim.shown,
@@ -111,6 +111,16 @@ class Attack:
     metrics = {'p_asr': rates['asr'], 'c_acc': rates['c_acc']}
     metrics['control_clean_model_asr'] = control
     return measure.Finding(record, line, metrics, arrays, {'model': model})
+
+
+@functools.lru_cache(maxsize=8)
+def _counting(classifier: types.Classifier):
+  """(model, images, labels, shown) -> counts; one program for all attacks."""
+
+  def count(model, images, labels, shown):
+    return eval.count(classifier, model, images, labels, shown=shown)
+
+  return count
 
 
 class Twins:

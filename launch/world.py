@@ -247,16 +247,6 @@ def load_model(artefact: zoo.Artefact, world: World) -> types.ModelState:
   return zoo.load_state(artefact, shapes)['model']
 
 
-@functools.lru_cache(maxsize=8)
-def counting(classifier: types.Classifier):
-  """(model, images, labels, shown) -> counts; one program for all attacks."""
-
-  def count(model, images, labels, shown):
-    return eval.count(classifier, model, images, labels, shown=shown)
-
-  return count
-
-
 def rates(
   world: World,
   model: types.ModelState,

@@ -81,8 +81,8 @@ def count(
   Raises:
     TypeError: if images are not uint8 or the key is not typed.
     ValueError: if lengths disagree, there is no image, only a part of
-      `stamp`, `relabel`, `key` is given, or `relabel` or `cross` beside
-      `shown`.
+      `stamp`, `relabel`, `key` is given, `relabel` or `cross` stands beside
+      `shown`, `shown` was made of other images, or nothing is left to count.
 
   Example:
     >>> import numpy as np

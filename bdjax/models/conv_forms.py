@@ -56,7 +56,7 @@ def convolve_dense(form: Form, x, kernel) -> jax.Array:
   entries would, most of which meet the padding, and copies no image.
   """
   size = _output_size(form, x, kernel)
-  rows, columns = _joined(form, kernel.shape[:2], x.shape[1:3], size)
+  rows, columns = _entries(form, kernel.shape[:2], x.shape[1:3], size)
   padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
   matrix = padded[rows[:, :, None, None], columns].transpose(0, 2, 4, 1, 3, 5)
   matrix = matrix.reshape(math.prod(x.shape[1:]), -1)
@@ -65,7 +65,7 @@ def convolve_dense(form: Form, x, kernel) -> jax.Array:
   return out.reshape(x.shape[0], *size, kernel.shape[-1])
 
 
-def _joined(form: Form, window, size_in, size_out) -> list[np.ndarray]:
+def _entries(form: Form, window, size_in, size_out) -> list[np.ndarray]:
   """Per axis, the entry of the kernel between input and output, [in, out].
 
   The kernel's length where there is none.

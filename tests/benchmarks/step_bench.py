@@ -151,10 +151,8 @@ def stamping(repeats: int, torch) -> dict:
   del torch
   attack = attacks.badnets(SPEC)
   images, labels = pictures(2048)
-  state, augment = (
-    attack.init(timing.key(), images, labels),
-    data.augment_fn(SPEC),
-  )
+  augment = data.augment_fn(SPEC)
+  state = attack.init(timing.key(), images, labels)
   feed, rows = training.make_feed(images, labels), jnp.arange(128)
 
   def batch(poisoned):
