@@ -8,15 +8,18 @@ in forms that stay fast, so that a scanned training step costs what a looped
 one does:
 
   forward          a plain NHWC convolution; for images of few channels,
-                   neighboring outputs are computed as further channels; on
-                   maps smaller than the kernel a dense layer of all pixels;
+                   neighboring outputs are computed as further channels; with
+                   many channels and a 3×3 kernel, four rows at a time by
+                   Winograd's algorithm; on maps smaller than the kernel a dense
+                   layer of all pixels;
   input gradient   g, dilated by the stride, convolved with the flipped kernel
                    whose input and output channels are swapped; with a stride,
-                   the outputs between two pixels of g as further channels;
+                   outputs of one phase by themselves;
   weight gradient  one matrix product of x, shifted along the columns, with g,
                    shifted along the rows: (kw·c) × (kh·d) sums hold each pair
-                   of shifts once. With a stride along the rows, of the patches
-                   of x with g. With groups or dilated images, x as
+                   of shifts once. For a 3×3 kernel and work enough, six by
+                   Winograd's algorithm. With a stride along the rows, one of
+                   the patches of x with g. With groups or dilated images, x as
                    [c, h, w, b] convolved with g as a kernel [h, w, b, d];
   depthwise        one row of the kernel after the other: products of shifted
                    images with its entries, or with g, added up. The same in
@@ -45,9 +48,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bdjax.models import conv_forms
+from bdjax.models import conv_forms, winograd
 
-_CACHE = 2**23  # bytes of copies that a product may read at a time
 # Part of jit's cache key: a function traced on one route is traced anew, not
 # reused, on the other.
 _ROUTE = jax.make_user_context(None)
@@ -145,8 +147,8 @@ def conv_general_dilated(
     groups=feature_group_count,
     precision=precision,
   )
-  if _is_pointwise(form, rhs):
-    return _pointwise(form, lhs, rhs)
+  if conv_forms.is_pointwise(form, rhs):
+    return conv_forms.convolve_pointwise(form, lhs, rhs)
   return _conv(form, lhs, rhs)
 
 
@@ -168,31 +170,16 @@ def _explicit(padding, lhs, rhs, strides, rhs_dilation):
   return tuple((int(low), int(high)) for low, high in padding)
 
 
-def _is_pointwise(form: conv_forms.Form, kernel: jax.Array) -> bool:
-  return (
-    kernel.shape[:2] == (1, 1)
-    and form.groups == 1
-    and form.padding == ((0, 0), (0, 0))
-    and form.x_dilation == (1, 1)
-  )
-
-
-def _pointwise(
-  form: conv_forms.Form, x: jax.Array, kernel: jax.Array
-) -> jax.Array:
-  """A 1×1 convolution as one matrix product; its gradients are two more."""
-  x = x[:, :: form.strides[0], :: form.strides[1]]
-  flat = x.reshape(-1, x.shape[-1])
-  out = jnp.dot(flat, kernel[0, 0], precision=form.precision)
-  return out.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(form: conv_forms.Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
   if conv_forms.is_depthwise(form, x, kernel.shape[-1]):
     return conv_forms.convolve_channels(form, x, kernel)
   if form.groups == 1 and math.prod(kernel.shape[:2]) > math.prod(x.shape[1:3]):
     return conv_forms.convolve_dense(form, x, kernel)
+  if winograd.gains(form, x, kernel):
+    return winograd.convolve(form, x, kernel)
+  if conv_forms.gains_by_phases(form, kernel):
+    return conv_forms.convolve_phases(form, x, kernel)
   block = conv_forms.best_block(form, x, kernel)
   if block != (1, 1):
     return conv_forms.convolve_packed(form, block, x, kernel)
@@ -276,13 +263,17 @@ def _correlate(
   """
   if form.groups > 1:
     return conv_forms.channel_products(form, window, x, g)
-  product = (
-    conv_forms.row_product if form.strides[0] == 1 else conv_forms.patch_product
-  )
-  per_image = (
+  if winograd.product_gains(form, window, x, g):
+    product = winograd.product
+  elif form.strides[0] == 1:
+    product = conv_forms.row_product
+  else:
+    product = conv_forms.patch_product
+  copied = (
     x.shape[1] * g.shape[2] * (window[1] * x.shape[3] + window[0] * g.shape[3])
   )
-  size = _divisor(x.shape[0], _CACHE // (per_image * x.dtype.itemsize))
+  # Where sums are large, more copies for each time that they are added up.
+  size = conv_forms.piece_size(x, copied, least=64 * x.shape[3] * g.shape[3])
   if size == x.shape[0]:
     return product(form, window, x, g)
   pieces = [a.reshape(-1, size, *a.shape[1:]) for a in (x, g)]
@@ -307,8 +298,3 @@ def _correlate_bwd(form, window, residuals, t):
 
 
 _correlate.defvjp(_correlate_fwd, _correlate_bwd)
-
-
-def _divisor(n: int, most: int) -> int:
-  """The largest divisor of n that is at most `most`, at least 1."""
-  return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))

@@ -57,6 +57,39 @@ class PackedTest(parameterized.TestCase):
     self.assertEqual(found, block)
 
 
+class PhasesTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('stride2', (2, 4, 5, 2), (3, 3, 2, 3), ((1, 2), (1, 2)), (2, 2)),
+    ('odd', (2, 4, 3, 2), (3, 3, 2, 3), ((1, 1), (1, 1)), (2, 2)),
+    ('one_axis', (2, 4, 3, 2), (3, 4, 2, 3), ((1, 1), (2, 1)), (1, 3)),
+    ('wide', (2, 3, 3, 2), (5, 4, 2, 3), ((0, 4), (3, 1)), (2, 4)),
+    ('cropped', (2, 4, 4, 2), (3, 3, 2, 3), ((-2, 1), (1, -1)), (2, 2)),
+  )
+  def test_equals_the_plain_form(self, x, kernel, padding, dilation):
+    form = conv_forms.Form((1, 1), padding, dilation)
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+      arrays = [jax.numpy.asarray(rng.normal(size=s)) for s in (x, kernel)]
+      own = conv_forms.convolve_phases(form, *arrays)
+      plain = conv_forms.convolve_plain(form, *arrays)
+      self.assertEqual(own.shape, plain.shape)
+      np.testing.assert_allclose(own, plain, rtol=1e-12, atol=1e-12)
+
+  @parameterized.parameters(
+    ((3, 3, 64, 32), {}, True),
+    ((3, 3, 64, 3), {}, False),  # too few outputs
+    ((1, 1, 64, 32), {}, False),  # some phases would meet no entry
+    ((3, 3, 32, 64), {'groups': 2}, False),
+    ((3, 3, 64, 32), {'x_dilation': (1, 1)}, False),
+  )
+  def test_where_it_pays(self, kernel, changed, expected):
+    form = conv_forms.Form((1, 1), ((1, 2), (1, 2)), (2, 2))
+    form = form._replace(**changed)
+    self.assertEqual(
+      conv_forms.gains_by_phases(form, np.zeros(kernel)), expected
+    )
+
+
 class DenseTest(parameterized.TestCase):
   @parameterized.named_parameters(*DENSE)
   def test_equals_the_plain_form(self, x, kernel, form):

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import lax
 
 from bdjax import models
-from bdjax.models import conv
+from bdjax.models import conv, conv_forms, winograd
 
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 # name, images, kernel, stride, padding, groups
@@ -106,7 +106,10 @@ class ConvTest(parameterized.TestCase):
     self.enter_context(conv.fast_gradients())
 
   @parameterized.named_parameters(*CASES)
-  def test_equals_autodiff_to_second_order(self, x, k, stride, padding, groups):
+  def test_equals_autodiff_to_second_order(self, *case):
+    self.check_to_second_order(*case)
+
+  def check_to_second_order(self, x, k, stride, padding, groups):
     with jax.enable_x64(True):
       own, plain = both(stride=stride, padding=padding, groups=groups)
       args = arrays(x, k)
@@ -114,6 +117,13 @@ class ConvTest(parameterized.TestCase):
         lambda *args: (derivatives(own)(*args), derivatives(plain)(*args))
       )(*args)
       assert_trees_close(ours, theirs)
+
+  @parameterized.named_parameters(CASES[0], CASES[1], CASES[2], CASES[13])
+  def test_forms_for_much_work_to_second_order(self, *case):
+    for name in ('_PAIRS', '_GRADIENT_PAIRS', '_PRODUCTS'):
+      self.enter_context(mock.patch.object(winograd, name, 0))
+    self.enter_context(mock.patch.object(conv_forms, '_PHASED', 1))
+    self.check_to_second_order(*case)
 
   @parameterized.named_parameters(CASES[1], CASES[8], CASES[10], CASES[12])
   def test_equals_autodiff_inside_a_scan(self, x, k, stride, padding, groups):
@@ -132,7 +142,7 @@ class ConvTest(parameterized.TestCase):
   @parameterized.named_parameters(CASES[0], CASES[1])
   def test_the_batch_in_pieces(self, x, k, stride, padding, groups):
     # Room for the copies of one image alone.
-    self.enter_context(mock.patch.object(conv, '_CACHE', 2000))
+    self.enter_context(mock.patch.object(conv_forms, '_CACHE', 2000))
     with jax.enable_x64(True):
       own, plain = both(stride=stride, padding=padding, groups=groups)
       args = arrays((6, *x[1:]), k)
@@ -155,7 +165,7 @@ class ConvTest(parameterized.TestCase):
 
   def test_pieces_of_half_precision_sum_in_single(self):
     # Each image adds 1; beyond 256, bfloat16 would no longer notice.
-    self.enter_context(mock.patch.object(conv, '_CACHE', 1))
+    self.enter_context(mock.patch.object(conv_forms, '_CACHE', 1))
     own, _ = both(stride=1, padding=0, groups=1)
     x = jnp.ones((512, 2, 2, 1), jnp.bfloat16)
     k = jnp.zeros((2, 2, 1, 1), jnp.bfloat16)
