@@ -60,7 +60,6 @@ def steps(repeats: int, torch) -> dict:
 
 def inversion(repeats: int, torch) -> dict:
   """Seconds of one Neural Cleanse step for all ten classes."""
-  del torch
   classifier, hp = _classifier(), perturb.InversionHParams()
   model = classifier.init(timing.key())
   images, _ = step_bench.pictures(64)
@@ -88,19 +87,32 @@ def inversion(repeats: int, torch) -> dict:
   )
   whole, chunked = together(None), together(1)
   targets = [jnp.asarray(t) for t in range(10)]
+  sides = {
+    'ours_one_program': lambda: whole(model, lanes),
+    'ours_one_by_one': lambda: chunked(model, lanes),
+    'loop_over_classes': lambda: [one(model, lane, t) for t in targets],
+  }
+  if torch is not None:
+    sides['torch'] = _torch_inversion(torch, images, hp)
   return {
     'what': 'trigger inversion, one step for 10 classes, width 16, batch 64',
     'unit': 'ms',
     'per': 1e-3,
-    'sides': timing.compare(
-      {
-        'ours_one_program': lambda: whole(model, lanes),
-        'ours_one_by_one': lambda: chunked(model, lanes),
-        'loop_over_classes': lambda: [one(model, lane, t) for t in targets],
-      },
-      repeats,
-    ),
+    'sides': timing.compare(sides, repeats),
   }
+
+
+def _torch_inversion(torch_reference, images, hp):
+  import torch
+
+  from tests.benchmarks import torch_instruments
+
+  spec = data.spec('cifar10')
+  net = torch_reference.make_net('preactresnet18', spec.num_classes, 16)
+  pixels = torch_reference.Pixels(spec)
+  x = pixels.from_bytes(torch.from_numpy(images))
+  lanes = torch_instruments.inversion_lanes(10, x, hp)
+  return lambda: torch_instruments.invert_step(net, lanes, x, pixels, hp)
 
 
 def stack(repeats: int, torch, k: int = 8) -> dict:

@@ -19,12 +19,13 @@ def evaluation(
   num: int,
   *,
   dataset: str | None = None,
+  width: int = 16,
   budgets: tuple[int, ...] = (),
   modes: Sequence[lifted.Mode] = lifted.MODES,
 ) -> dict:
   """Seconds of evaluating k checkpoints, per mode."""
   spec = data.spec(dataset or DATASETS[arch])
-  classifier = models.make(arch, spec, width=16)
+  classifier = models.make(arch, spec, width=width)
   attack = attacks.badnets(spec)
   images, labels = step_bench.pictures(num, spec.image_shape[0])
   labels = labels % spec.num_classes
@@ -45,9 +46,9 @@ def evaluation(
   images, labels = jnp.asarray(images), jnp.asarray(labels)
   sides = lifted.sides(count, stack, images, labels, modes=modes)
   if torch is not None:
-    sides['torch'] = _torch(torch, arch, spec, k, images, labels)
+    sides['torch'] = _torch(torch, arch, spec, width, k, images, labels)
   row = {
-    'what': f'C-Acc + ASR + R-Acc of K = {k}, {arch} width 16, '
+    'what': f'C-Acc + ASR + R-Acc of K = {k}, {arch} width {width}, '
     f'{num} images of {spec.image_shape[0]}×{spec.image_shape[1]}',
     'unit': 's',
     'per': 1.0,
@@ -62,12 +63,12 @@ def evaluation(
   return row
 
 
-def _torch(torch_reference, arch, spec, k, images, labels):
+def _torch(torch_reference, arch, spec, width, k, images, labels):
   import numpy as np
   import torch
 
   nets = [
-    torch_reference.make_net(arch, spec.num_classes, 16) for _ in range(k)
+    torch_reference.make_net(arch, spec.num_classes, width) for _ in range(k)
   ]
   pixels = torch_reference.Pixels(spec)
   x = torch.from_numpy(np.array(images))

@@ -61,6 +61,13 @@ GOALS = {
       0.7,
     ),
     Goal(
+      'evaluation, K = 4, PreAct-ResNet18, width 64',
+      'eval_w64_k4',
+      'ours_map',
+      'torch',
+      0.7,
+    ),
+    Goal(
       'white-box re-activation, K = 8, small',
       'white_box_tiny_k8',
       'ours_map',
@@ -70,6 +77,13 @@ GOALS = {
     Goal(
       'white-box re-activation, K = 8, PreAct-ResNet18',
       'white_box_16_k8',
+      'ours_map',
+      'torch',
+      0.7,
+    ),
+    Goal(
+      'white-box re-activation, K = 2, PreAct-ResNet18, width 64',
+      'white_box_w64_k2',
       'ours_map',
       'torch',
       0.7,
@@ -89,10 +103,10 @@ GOALS = {
       0.1,
     ),
     Goal(
-      'trigger inversion of all classes in one program',
+      'trigger inversion, all classes in one program',
       'inversion',
       'ours_one_program',
-      'loop_over_classes',
+      'torch',
       0.5,
     ),
     Goal(

@@ -76,7 +76,7 @@ def bec(
     timing.compare(sides, repeats),
   )
   reference = make(attacked, clean, triggered, triggered)
-  return row | _budgets(arch, compare, stack, reference, triggered)
+  return row | _memory(arch, compare, stack, reference, triggered)
 
 
 def _torch_bec(torch_reference, arch, spec, width, k, clean, triggered):
@@ -142,7 +142,7 @@ def white_box(
     (arch, spec, width),
     timing.compare(sides, repeats),
   )
-  return row | _budgets(arch, attack, stack, feed)
+  return row | _memory(arch, attack, stack, feed)
 
 
 def _torch_white_box(torch_reference, arch, spec, width, k, images, hp):
@@ -266,7 +266,7 @@ def paths(
     (arch, spec, width),
     timing.compare(sides, repeats),
   )
-  return row | _budgets(arch, walk, stack, *rest)
+  return row | _memory(arch, walk, stack, *rest)
 
 
 def _torch_paths(torch_reference, arch, spec, width, k, points, rest):
@@ -330,11 +330,11 @@ def _row(what, network, sides) -> dict:
   return {'what': what, 'unit': 's', 'per': 1.0, 'sides': sides}
 
 
-def _budgets(arch, fn, stack, *rest) -> dict:
-  """The row's entry on memory; a single model has no chunks."""
-  if tree.stack_size(stack) == 1:
-    return {}
-  budgets = BUDGETS[arch]
-  return {
-    'chunk_by_budget': lifted.chunk_by_budget(fn, stack, *rest, budgets=budgets)
-  }
+def _memory(arch, fn, stack, *rest) -> dict:
+  """The row's entries on memory; a single model has no chunks."""
+  entries = {'temporary_bytes': lifted.temporary_bytes(fn, 1, stack, *rest)}
+  if tree.stack_size(stack) > 1:
+    entries['chunk_by_budget'] = lifted.chunk_by_budget(
+      fn, stack, *rest, budgets=BUDGETS[arch]
+    )
+  return entries

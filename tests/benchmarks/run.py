@@ -67,14 +67,22 @@ CPU = {
     dataset='digits16',
     budgets=instrument_bench.BUDGETS[_RESNET],
   ),
+  'eval_w64_k4': lambda n, t: _EVAL(
+    n, t, _RESNET, 4, 128, width=64, modes=('map',)
+  ),
   'bec_tiny_k1': lambda n, t: _BEC(n, t, 'tiny', 1, 500),
   'bec_tiny_k8': lambda n, t: _BEC(n, t, 'tiny', 8, 500),
   'bec_tiny_k32': lambda n, t: _BEC(n, t, 'tiny', 32, 500),
+  'bec_tiny_k64': lambda n, t: _BEC(n, t, 'tiny', 64, 500),
   'bec_16_k8': lambda n, t: _BEC(n, t, _RESNET, 8, 250),
   'white_box_tiny_k1': lambda n, t: _WHITE(n, t, 'tiny', 1),
   'white_box_tiny_k8': lambda n, t: _WHITE(n, t, 'tiny', 8),
   'white_box_tiny_k32': lambda n, t: _WHITE(n, t, 'tiny', 32),
+  'white_box_tiny_k64': lambda n, t: _WHITE(n, t, 'tiny', 64),
   'white_box_16_k8': lambda n, t: _WHITE(n, t, _RESNET, 8, epochs=1, inner=2),
+  'white_box_w64_k2': lambda n, t: _WHITE(
+    n, t, _RESNET, 2, epochs=1, inner=2, modes=('map',), **_WIDE
+  ),
   'black_box_tiny': lambda n, t: _BLACK(n, t, 'tiny', queries=500),
   'black_box_16': lambda n, t: _BLACK(n, t, _RESNET),
   'paths_tiny_k1': lambda n, t: _PATHS(n, t, 'tiny', 1, 3),

@@ -16,6 +16,11 @@ SIDES = {
   'ours_shard': ('bdjax, shard', ink.GREEN, 'D'),
   'torch': ('PyTorch, one by one', ink.VERMILION, 's'),
 }
+INSTRUMENTS = {
+  'eval_tiny': 'Evaluation',
+  'bec_tiny': 'BEC',
+  'white_box_tiny': 'White-box re-activation',
+}
 MIB = 2**20
 
 
@@ -29,18 +34,45 @@ def curves(found: dict, stem: str) -> list[tuple[int, dict]]:
   return sorted(rows.items())
 
 
-def draw(found: dict, stem: str, title: str) -> figure.Figure:
-  """Seconds of each side, and temporaries of the program in mode map."""
-  points = curves(found, stem)
-  fig = figure.Figure(figsize=(8.0, 3.4), layout='constrained')
-  left, right = fig.subplots(1, 2)
+def draw(found: dict) -> figure.Figure:
+  """A column per instrument: seconds of each side, temporaries in mode map."""
+  shown = {
+    title: points
+    for stem, title in INSTRUMENTS.items()
+    if len(points := curves(found, stem)) > 1
+  }
+  fig = figure.Figure(figsize=(3.6 * len(shown), 5.6), layout='constrained')
+  axes = fig.subplots(2, len(shown), squeeze=False, sharex=True)
+  for (title, points), (above, below) in zip(
+    shown.items(), axes.T, strict=True
+  ):
+    _draw_times(above, points)
+    above.set(title=title, xscale='log', yscale='log')
+    memory = [
+      (k, row['temporary_bytes'] / MIB)
+      for k, row in points
+      if 'temporary_bytes' in row
+    ]
+    below.plot(*zip(*memory, strict=True), color=ink.BLUE, marker='o')
+    below.set(xlabel='K, models')
+    below.set_ylim(0, 1.3 * max(size for _, size in memory))
+    ticks = [k for k, _ in points]
+    below.set_xticks(ticks, [str(k) for k in ticks])
+    below.minorticks_off()
+  axes[0, 0].set_ylabel('seconds')
+  axes[1, 0].set_ylabel('MiB beside weights and data, map')
+  axes[0, 0].legend(frameon=False, fontsize=8)
+  return fig
+
+
+def _draw_times(ax, points) -> None:
   for side, (label, color, marker) in SIDES.items():
     times = [
       (k, row['sides'][side]) for k, row in points if side in row['sides']
     ]
     if not times:
       continue
-    left.errorbar(
+    ax.errorbar(
       [k for k, _ in times],
       [t['median_s'] for _, t in times],
       yerr=[
@@ -52,24 +84,10 @@ def draw(found: dict, stem: str, title: str) -> figure.Figure:
       marker=marker,
       capsize=2,
     )
-  left.set(xscale='log', yscale='log', ylabel='seconds', title=title)
-  left.legend(frameon=False, fontsize=8)
-  memory = [(k, row['temporary_bytes'] / MIB) for k, row in points]
-  right.plot(*zip(*memory, strict=True), color=ink.BLUE, marker='o')
-  right.set(xscale='log', ylabel='MiB beside weights and data')
-  right.set(title='Temporaries, mode map')
-  right.set_ylim(0, 1.3 * max(size for _, size in memory))
-  for ax in (left, right):
-    ticks = [k for k, _ in points]
-    ax.set_xticks(ticks, [str(k) for k in ticks])
-    ax.minorticks_off()
-    ax.set_xlabel('K, models')
-  return fig
 
 
 if __name__ == '__main__':
   for path, content in table.measured():
     if len(curves(content, 'eval_tiny')) > 1:
-      fig = draw(content, 'eval_tiny', 'Evaluation, small network')
       out = path.with_name(f'{path.stem}-scale.png')
-      fig.savefig(out, dpi=150, facecolor='white')
+      draw(content).savefig(out, dpi=150, facecolor='white')

@@ -84,6 +84,36 @@ def _flat(maps: np.ndarray) -> np.ndarray:
   return maps.reshape(len(maps), -1)
 
 
+# Inversion.
+
+
+def inversion_lanes(num_classes: int, images, hp) -> list:
+  """For each class a free mask and pattern, and their Adam."""
+  lanes = []
+  for _ in range(num_classes):
+    mask = torch.zeros_like(images[:1, :1]).requires_grad_()
+    pattern = torch.zeros_like(images[:1]).requires_grad_()
+    adam = torch.optim.Adam([mask, pattern], hp.lr, betas=(hp.b1, hp.b2))
+    lanes.append((mask, pattern, adam))
+  return lanes
+
+
+def invert_step(net, lanes, images, pixels, hp) -> list:
+  """One step towards each class in turn; how many images reach it."""
+  net.eval().requires_grad_(False)
+  hits = []
+  for target, (free_mask, free_pattern, adam) in enumerate(lanes):
+    mask, pattern = (v.tanh() / 2 + 0.5 for v in (free_mask, free_pattern))
+    logits = net(pixels.normalize((1 - mask) * images + mask * pattern))
+    wanted = torch.full((len(images),), target)
+    loss = F.cross_entropy(logits, wanted) + hp.cost * mask.abs().sum()
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+    hits.append((logits.argmax(1) == target).sum())
+  return hits
+
+
 # Re-activation.
 
 
