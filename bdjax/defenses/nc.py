@@ -78,7 +78,7 @@ class NcHParams(training.RecipeHParams):
     patience: epochs of the same outcome after which the weight changes.
     stop_patience: epochs without a smaller mask after which a class stops.
     augment_inversion: whether the inversion sees augmented images.
-    chunk: classes inverted at a time; None = all at once.
+    chunk: classes inverted at a time; None = one on a CPU, else all.
     threshold: anomaly index from above which a class is flagged.
     unlearning_ratio: probability of a clean image to be one that is stamped.
   """
@@ -230,11 +230,16 @@ def _invert(classifier: types.Classifier, hp: NcHParams) -> types.Phase:
     predict = lambda images: classifier.apply(carry.model, images)[0]
     per_epoch = clock.num_steps // clock.num_epochs
     is_end = (clock.step + 1) % per_epoch == 0
+    running = jnp.sum(~lanes.control.is_done)
     lanes, losses = perturb.invert_step(
       predict, lanes, batch, is_end, search, chunk=hp.chunk
     )
-    stopped = jnp.mean(lanes.control.is_done.astype(jnp.float32))
-    return (carry, lanes), {'loss': jnp.mean(losses), 'stopped': stopped}
+    is_done = lanes.control.is_done
+    return (carry, lanes), {
+      'loss': jnp.sum(losses) / jnp.maximum(running, 1),
+      'stopped': jnp.mean(is_done.astype(jnp.float32)),
+      'done': jnp.all(is_done),
+    }
 
   def finish(state):
     carry, lanes = state
@@ -251,6 +256,7 @@ def _invert(classifier: types.Classifier, hp: NcHParams) -> types.Phase:
     reads='clean',
     augment=hp.augment_inversion,
     drop_last=False,
+    done='done',
   )
 
 

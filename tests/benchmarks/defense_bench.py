@@ -73,7 +73,7 @@ def inversion(repeats: int, torch) -> dict:
   def predict(model):
     return lambda images: classifier.apply(model, images)[0]
 
-  def together(chunk):
+  def by(chunk):
     return jax.jit(
       lambda model, lanes: perturb.invert_step(
         predict(model), lanes, batch, False, hp, chunk=chunk
@@ -85,11 +85,11 @@ def inversion(repeats: int, torch) -> dict:
       predict(model), lane, batch, target, False, hp
     )
   )
-  whole, chunked = together(None), together(1)
+  one_by_one, together = by(None), by(10)
   targets = [jnp.asarray(t) for t in range(10)]
   sides = {
-    'ours_one_program': lambda: whole(model, lanes),
-    'ours_one_by_one': lambda: chunked(model, lanes),
+    'ours_one_program': lambda: one_by_one(model, lanes),
+    'ours_together': lambda: together(model, lanes),
     'loop_over_classes': lambda: [one(model, lane, t) for t in targets],
   }
   if torch is not None:

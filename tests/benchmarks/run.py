@@ -38,6 +38,8 @@ _BEC = instrument_bench.bec
 _WHITE = instrument_bench.white_box
 _BLACK = instrument_bench.black_box
 _PATHS = instrument_bench.paths
+# Without vmap, which takes ten times as long as the others: minutes for a row.
+_QUICK = ('map', 'loop', 'shard')
 _RESNET, _WIDE = 'preactresnet18', {'dataset': 'cifar10', 'width': 64}
 CPU = {
   'step_w16_16': lambda n, t: _STEP(n, t, 16, 16, 64),
@@ -49,9 +51,9 @@ CPU = {
   'inversion': defense_bench.inversion,
   'defense_k8': defense_bench.stack,
   'attack_pack_k8': attack_bench.pack,
-  'eval_k1': lambda n, t: _EVAL(n, t, 'preactresnet18', 1, 256),
-  'eval_k4': lambda n, t: _EVAL(n, t, 'preactresnet18', 4, 256),
-  'eval_k16': lambda n, t: _EVAL(n, t, 'preactresnet18', 16, 256),
+  'eval_k1': lambda n, t: _EVAL(n, t, _RESNET, 1, 256),
+  'eval_k4': lambda n, t: _EVAL(n, t, _RESNET, 4, 256, modes=_QUICK),
+  'eval_k16': lambda n, t: _EVAL(n, t, _RESNET, 16, 256, modes=_QUICK),
   'eval_tiny_k1': lambda n, t: _EVAL(n, t, 'tiny', 1, 2048),
   'eval_tiny_k8': lambda n, t: _EVAL(n, t, 'tiny', 8, 2048),
   'eval_tiny_k32': lambda n, t: _EVAL(
@@ -87,10 +89,7 @@ CPU = {
   'black_box_16': lambda n, t: _BLACK(n, t, _RESNET),
   'paths_tiny_k1': lambda n, t: _PATHS(n, t, 'tiny', 1, 3),
   'paths_tiny_k8': lambda n, t: _PATHS(n, t, 'tiny', 8, 3),
-  # vmap takes ten times as long as the others, minutes for this row.
-  'paths_tiny_k32': lambda n, t: _PATHS(
-    n, t, 'tiny', 32, 3, modes=('map', 'loop', 'shard')
-  ),
+  'paths_tiny_k32': lambda n, t: _PATHS(n, t, 'tiny', 32, 3, modes=_QUICK),
 }
 # Rows on several devices, which a CPU can be told to have.
 DEVICES = {'eval_tiny_k8_on4': 4, 'eval_tiny_k32_on4': 4}

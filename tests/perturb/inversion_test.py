@@ -131,6 +131,20 @@ class InvertTest(parameterized.TestCase):
     chex.assert_trees_all_close(whole, chunked, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(losses, same, rtol=1e-5)
 
+  @parameterized.parameters(1, 4, CLASSES)
+  def test_stopped_classes_stay(self, chunk):
+    lanes, _ = invert(2)
+    stopped = jnp.arange(CLASSES) % 2 == 0
+    lanes = lanes._replace(control=lanes.control._replace(is_done=stopped))
+    after, losses = perturb.invert_step(
+      planted, lanes, batch(), True, HP, chunk=chunk
+    )
+    np.testing.assert_array_equal(losses == 0, stopped)
+    np.testing.assert_array_equal(after.steps - lanes.steps, ~stopped)
+    for old, new in zip(lanes.free, after.free, strict=True):
+      same = jnp.all(old == new, (1, 2, 3))
+      np.testing.assert_array_equal(same, stopped)
+
   def test_first_step_by_hand(self):
     lanes, losses = invert(1)
     squashed = np.tanh(1.0) / 2 + 0.5
