@@ -60,7 +60,7 @@ def draw(found: dict) -> figure.Figure:
     below.set_xticks(ticks, [str(k) for k in ticks])
     below.minorticks_off()
   axes[0, 0].set_ylabel('seconds')
-  axes[1, 0].set_ylabel('MiB beside weights and data, map')
+  axes[1, 0].set_ylabel('MiB of temporaries, map')
   axes[0, 0].legend(frameon=False, fontsize=8)
   return fig
 
