@@ -37,7 +37,7 @@ Divergences: - The reference augments the images of the inversion; here only
              - With fewer than five classes the index is a weak yardstick
                (`eval.is_few`).
 Cost:        one forward/backward pass per class and step of the inversion,
-             memory of `chunk` of them; then plain training
+             until it stops, memory of `chunk` of them; then plain training
 
 Example:
   >>> from bdjax import data, defenses, models

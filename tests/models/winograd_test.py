@@ -76,7 +76,7 @@ class WinogradTest(parameterized.TestCase):
   @parameterized.parameters(
     ((64, 16, 16, 128), (3, 3, 128, 128), {}, np.float32, True),
     ((64, 7, 7, 256), (3, 3, 256, 256), {}, np.float32, True),
-    ((64, 5, 5, 256), (3, 3, 256, 256), {}, np.float32, False),  # 8 of 5 rows
+    ((64, 5, 5, 256), (3, 3, 256, 256), {}, np.float32, False),  # 8 rows for 5
     ((64, 16, 16, 16), (3, 3, 16, 16), {}, np.float32, False),
     ((64, 4, 4, 64), (3, 3, 64, 64), {}, np.float32, False),  # little work
     ((64, 16, 16, 128), (5, 5, 128, 128), {}, np.float32, False),
