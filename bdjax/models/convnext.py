@@ -124,7 +124,7 @@ class ConvNeXt(nn.Module):
         skipped += 1
       x = tap(f'stage{stage + 1}', x)
     x = tap('penultimate_map', x)
-    x = tap('avgpool', x.mean((1, 2)))
+    x = tap('avgpool', layers.spatial_mean(x))
     x = tap('penultimate', layers.through_layer_norm('classifier.0', x, tap))
     return nn.Dense(self.num_classes, name='head')(x)
 

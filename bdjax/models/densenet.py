@@ -138,7 +138,7 @@ class DenseNet(nn.Module):
         x = layers.through_conv(f'{place}.conv', x, tap, half, 1)
         x = layers.average_pool(x)
     x = tap('penultimate_map', norm_relu('features.norm5', x))
-    x = tap('penultimate', x.mean((1, 2)))
+    x = tap('penultimate', layers.spatial_mean(x))
     return nn.Dense(self.num_classes, name='head')(x)
 
   def _new_maps(self, place, x, tap, norm_relu):

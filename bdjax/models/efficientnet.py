@@ -157,6 +157,6 @@ class EfficientNet(nn.Module):
       rate = self.stochastic_depth * i / len(blocks)
       x = run.block(block, x, nn.silu, rate)
     x = nn.silu(run.conv_norm(self.last()[0], x, self.last()[1], 1))
-    x = tap('penultimate', tap('penultimate_map', x).mean((1, 2)))
+    x = tap('penultimate', layers.spatial_mean(tap('penultimate_map', x)))
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
     return nn.Dense(self.num_classes, name='head')(x)

@@ -206,6 +206,25 @@ def max_pool3(x: jax.Array) -> jax.Array:
   return x
 
 
+def spatial_mean(x: jax.Array) -> jax.Array:
+  """The mean of each map, [b, h, w, c] -> [b, c].
+
+  On CPU as a product with ones: XLA would compute a sum together with all the
+  layers before it that nobody else reads, by kernels that are slower for them.
+  """
+  if jax.default_backend() != 'cpu':
+    return x.mean((1, 2))
+  b, h, w, c = x.shape
+  total = jnp.einsum(
+    'bpc,p->bc',
+    x.reshape(b, h * w, c),
+    jnp.ones(h * w, x.dtype),
+    precision='highest',
+    preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+  )
+  return (total / (h * w)).astype(x.dtype)
+
+
 def average_pool(x: jax.Array) -> jax.Array:
   """Averages of 2×2 windows, [b, h, w, c] -> [b, h // 2, w // 2, c]."""
   b, h, w, c = x.shape

@@ -147,7 +147,7 @@ class MobileNetV3(nn.Module):
     for block, is_swish in self.blocks():
       x = run.block(block, x, nn.hard_swish if is_swish else nn.relu)
     x = nn.hard_swish(run.conv_norm(self.last()[0], x, self.last()[1], 1))
-    x = tap('avgpool', tap('penultimate_map', x).mean((1, 2)))
+    x = tap('avgpool', layers.spatial_mean(tap('penultimate_map', x)))
     x = layers.through_dense('classifier.0', x, tap, self.scaled(_HIDDEN))
     x = nn.hard_swish(x)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)

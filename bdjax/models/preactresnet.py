@@ -101,7 +101,7 @@ class PreActResNet18(nn.Module):
         )(x, tap.within(f'stage{stage}.{block}'), train)
       x = tap(f'stage{stage}', x)
     x = tap('penultimate_map', x)
-    x = tap('penultimate', x.mean((1, 2)))
+    x = tap('penultimate', layers.spatial_mean(x))
     return nn.Dense(self.num_classes, name='head')(x)
 
 

@@ -59,5 +59,5 @@ class Tiny(nn.Module):
       bn = norm.BatchNorm(name=f'bn{i}')
       x = nn.relu(tap.through(f'bn{i}', bn, x, train))
     x = tap('penultimate_map', x)
-    x = tap('penultimate', x.mean((1, 2)))
+    x = tap('penultimate', layers.spatial_mean(x))
     return nn.Dense(self.num_classes, name='head')(x)

@@ -114,5 +114,5 @@ class WideResNet(nn.Module):
       x = tap(f'stage{stage}', x)
     x = nn.relu(layers.through_norm('bn', x, tap, train))
     x = tap('penultimate_map', x)
-    x = tap('penultimate', x.mean((1, 2)))
+    x = tap('penultimate', layers.spatial_mean(x))
     return nn.Dense(self.num_classes, name='head')(x)

@@ -53,6 +53,32 @@ class PoolTest(parameterized.TestCase):
     np.testing.assert_array_equal(out, [[2.5, 4.5]])
 
 
+class SpatialMeanTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ((2, 5, 7, 3), jnp.float32, 1e-6), ((3, 7, 7, 40), jnp.bfloat16, 1e-2)
+  )
+  def test_mean_and_gradient(self, shape, dtype, tolerance):
+    x = jnp.asarray(5 + np.random.default_rng(0).normal(size=shape), dtype)
+    mean, pull = jax.vjp(layers.spatial_mean, x)
+    self.assertEqual(mean.dtype, dtype)
+    whole = np.asarray(x, np.float64)
+    np.testing.assert_allclose(
+      np.asarray(mean, np.float64), whole.mean((1, 2)), rtol=tolerance
+    )
+    (grad,) = pull(mean)
+    want = np.broadcast_to(
+      whole.mean((1, 2), keepdims=True) / whole[0, :, :, 0].size, shape
+    )
+    np.testing.assert_allclose(
+      np.asarray(grad, np.float64), want, rtol=tolerance
+    )
+
+  def test_half_precision_adds_up_in_single(self):
+    # Beyond 256 a sum kept in bfloat16 would no longer notice a 1.
+    x = jnp.ones((1, 32, 32, 1), jnp.bfloat16)
+    self.assertEqual(layers.spatial_mean(x), 1)
+
+
 class DivisibleTest(parameterized.TestCase):
   @parameterized.parameters(
     (1, 8), (11.9, 16), (12, 16), (20, 24), (19, 24), (38.4, 40), (18, 24),
