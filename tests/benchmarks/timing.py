@@ -1,6 +1,7 @@
 """Timing: warm-up apart, sides alternating, medians and spread."""
 
 import gc
+import math
 import resource
 import statistics
 import time
@@ -11,6 +12,9 @@ import jax
 # Threads of the side before spin for a while when their work is done; on two
 # cores that costs the next side a tenth.
 _REST_S = 0.25
+# A processor that has rested takes a while to be as fast as before; calls are
+# repeated until together they take longer than that by far.
+_LEAST_S = 0.5
 
 
 def key() -> jax.Array:
@@ -34,20 +38,23 @@ def compare(
 
   Args:
     sides: name -> function of no arguments that does the work once.
-    repeats: timed calls of each side, after one that is not timed.
+    repeats: timings of each side, after two calls that are not timed. Of short
+      calls several make one timing.
 
   Returns:
-    name -> first_s (with compilation), median_s, low_s, high_s.
+    name -> first_s (with compilation), median_s, low_s and high_s, seconds of
+    one call; repeats, and calls, how many of them make a timing.
   """
   seconds: dict[str, list[float]] = {name: [] for name in sides}
-  first = {}
+  first, calls = {}, {}
   for name, fn in sides.items():
-    first[name] = _once(fn)
+    first[name] = _seconds(fn, 1)
+    calls[name] = math.ceil(_LEAST_S / _seconds(fn, 1))
   for _ in range(repeats):
     for name, fn in sides.items():
       gc.collect()
       time.sleep(_REST_S)
-      seconds[name].append(_once(fn))
+      seconds[name].append(_seconds(fn, calls[name]))
   return {
     name: {
       'first_s': first[name],
@@ -55,15 +62,18 @@ def compare(
       'low_s': min(values),
       'high_s': max(values),
       'repeats': repeats,
+      'calls': calls[name],
     }
     for name, values in seconds.items()
   }
 
 
-def _once(fn) -> float:
+def _seconds(fn, calls: int) -> float:
+  """What one of several calls takes."""
   began = time.perf_counter()
-  ready(fn())
-  return time.perf_counter() - began
+  for _ in range(calls):
+    ready(fn())
+  return (time.perf_counter() - began) / calls
 
 
 def peak_bytes() -> int:
