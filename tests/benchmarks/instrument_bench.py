@@ -38,21 +38,24 @@ def bec(
   torch,
   arch: str,
   k: int,
-  n: int,
   *,
+  pairs: int = 2200,
+  num: int = 500,
   dataset: str | None = None,
   width: int = 16,
   modes=lifted.MODES,
 ) -> dict:
   """Seconds of layer similarities of k models to a backdoored one.
 
-  Timed on every side: making the reference (TAC over n pairs, selection,
-  features of the backdoored model) and n triggered images through each model.
+  Timed on every side: making the reference (TAC over pairs, selection, features
+  of the backdoored model) and `num` triggered images through each model. The
+  defaults are the numbers of the paper.
   """
   spec, classifier = _network(arch, dataset, width)
-  clean, _ = step_bench.pictures(n, spec.image_shape[0])
+  clean, _ = step_bench.pictures(pairs, spec.image_shape[0])
   clean = jnp.asarray(clean)
   triggered = clean.at[:, -3:, -3:].set(255)
+  shown = triggered[:num]
   members = _members(classifier, k + 1)
   attacked, stack = members[0], tree.stack(members[1:])
   make = jax.jit(functools.partial(existence.reference, classifier))
@@ -61,25 +64,26 @@ def bec(
     return existence.similarity(classifier, reference, state, images)
 
   def measure(run):
-    reference = make(attacked, clean, triggered, triggered)
-    return run(stack, reference, triggered)
+    reference = make(attacked, clean, triggered, shown)
+    return run(stack, reference, shown)
 
   sides = {
     name: functools.partial(measure, run)
     for name, run in lifted.in_modes(compare, modes).items()
   }
   if torch is not None:
-    sides |= _torch_bec(torch, arch, spec, width, k, clean, triggered)
+    arrays = clean, triggered, shown
+    sides |= _torch_bec(torch, arch, spec, width, k, *arrays)
   row = _row(
-    f'BEC similarities of K = {k} with reference, {n} pairs and images',
+    f'BEC similarities of K = {k}, {num} images, with reference, {pairs} pairs',
     (arch, spec, width),
     timing.compare(sides, repeats),
   )
-  reference = make(attacked, clean, triggered, triggered)
-  return row | _memory(arch, compare, stack, reference, triggered)
+  reference = make(attacked, clean, triggered, shown)
+  return row | _memory(arch, compare, stack, reference, shown)
 
 
-def _torch_bec(torch_reference, arch, spec, width, k, clean, triggered):
+def _torch_bec(torch_reference, arch, spec, width, k, *arrays):
   import torch
 
   from tests.benchmarks import torch_instruments
@@ -87,12 +91,12 @@ def _torch_bec(torch_reference, arch, spec, width, k, clean, triggered):
   make = lambda: torch_reference.make_net(arch, spec.num_classes, width).eval()
   attacked, nets = make(), [make() for _ in range(k)]
   pixels = torch_reference.Pixels(spec)
-  x, bad = (torch.from_numpy(np.array(v)) for v in (clean, triggered))
+  x, bad, shown = (torch.from_numpy(np.array(v)) for v in arrays)
 
   def script(nets):
-    reference = torch_instruments.bec_reference(attacked, x, bad, bad, pixels)
+    reference = torch_instruments.bec_reference(attacked, x, bad, shown, pixels)
     return [
-      torch_instruments.bec_similarity(net, reference, bad, pixels)
+      torch_instruments.bec_similarity(net, reference, shown, pixels)
       for net in nets
     ]
 

@@ -44,7 +44,7 @@ _RESNET, _WIDE = 'preactresnet18', {'dataset': 'cifar10', 'width': 64}
 CPU = {
   'step_w16_16': lambda n, t: _STEP(n, t, 16, 16, 64),
   'step_w16_32': lambda n, t: _STEP(n, t, 16, 32, 128),
-  'step_w64_32': lambda n, t: _STEP(n, t, 64, 32, 64, steps=2),
+  'step_w64_32': lambda n, t: _STEP(n, t, 64, 32, 64, steps=4),
   'epoch': step_bench.epoch,
   'stamping': step_bench.stamping,
   'defense_steps': defense_bench.steps,
@@ -72,11 +72,11 @@ CPU = {
   'eval_w64_k4': lambda n, t: _EVAL(
     n, t, _RESNET, 4, 128, width=64, modes=('map',)
   ),
-  'bec_tiny_k1': lambda n, t: _BEC(n, t, 'tiny', 1, 500),
-  'bec_tiny_k8': lambda n, t: _BEC(n, t, 'tiny', 8, 500),
-  'bec_tiny_k32': lambda n, t: _BEC(n, t, 'tiny', 32, 500),
-  'bec_tiny_k64': lambda n, t: _BEC(n, t, 'tiny', 64, 500),
-  'bec_16_k8': lambda n, t: _BEC(n, t, _RESNET, 8, 250),
+  'bec_tiny_k1': lambda n, t: _BEC(n, t, 'tiny', 1),
+  'bec_tiny_k8': lambda n, t: _BEC(n, t, 'tiny', 8),
+  'bec_tiny_k32': lambda n, t: _BEC(n, t, 'tiny', 32),
+  'bec_tiny_k64': lambda n, t: _BEC(n, t, 'tiny', 64),
+  'bec_16_k8': lambda n, t: _BEC(n, t, _RESNET, 8),
   'white_box_tiny_k1': lambda n, t: _WHITE(n, t, 'tiny', 1),
   'white_box_tiny_k8': lambda n, t: _WHITE(n, t, 'tiny', 8),
   'white_box_tiny_k32': lambda n, t: _WHITE(n, t, 'tiny', 32),
@@ -101,8 +101,8 @@ GPU = {
   'step_w64_32': lambda n, t: _STEP(n, t, 64, 32, 512),
   'eval_k16': lambda n, t: _EVAL(n, t, 'preactresnet18', 16, 10000),
   'eval_tiny_10000_k32': lambda n, t: _EVAL(n, t, 'tiny', 32, 10000),
-  'bec_w64_k8': lambda n, t: _BEC(n, t, _RESNET, 8, 500, **_WIDE),
-  'bec_w64_k32': lambda n, t: _BEC(n, t, _RESNET, 32, 500, **_WIDE),
+  'bec_w64_k8': lambda n, t: _BEC(n, t, _RESNET, 8, **_WIDE),
+  'bec_w64_k32': lambda n, t: _BEC(n, t, _RESNET, 32, **_WIDE),
   'white_box_w64_k8': lambda n, t: _WHITE(
     n, t, _RESNET, 8, pool=1000, batch=128, **_WIDE
   ),

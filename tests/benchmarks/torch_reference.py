@@ -70,10 +70,14 @@ NETS = {'preactresnet18': PreActResNet18, 'tiny': Tiny}
 
 
 def make_net(
-  arch: str, num_classes: int, width: int, device: str = 'cpu'
+  arch: str,
+  num_classes: int,
+  width: int,
+  device: str = 'cpu',
+  memory_format: torch.memory_format = torch.channels_last,
 ) -> nn.Module:
   net = NETS[arch](num_classes, width)
-  return net.to(device, memory_format=torch.channels_last)
+  return net.to(device, memory_format=memory_format)
 
 
 def make_optimizer(net: nn.Module) -> torch.optim.Optimizer:
@@ -196,7 +200,7 @@ def picture_loader(images, labels, spec, batch_size, workers: int):
 
 
 def picture_epoch(net, optimizer, loader, device: str = 'cpu') -> float:
-  """One epoch over a DataLoader of pictures, in torch's default layout."""
+  """One epoch over a DataLoader of pictures; the layout is that of the net."""
   total, steps = 0.0, 0
   for images, labels in loader:
     images, labels = images.to(device), labels.to(device)
