@@ -6,6 +6,7 @@ import re
 from absl.testing import parameterized
 
 from bdjax import attacks, defenses, models, reactivation
+from tests.benchmarks import readme
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -33,3 +34,10 @@ class ReadmeTest(parameterized.TestCase):
     for name in models.REGISTRY:
       plain = {'wrn28_2': 'wideresnet282', 'resnet50': 'resnet18and50'}
       self.assertIn(plain.get(name, name.replace('_', '')), text)
+
+  def test_tables_of_speed_are_those_of_the_results(self):
+    self.assertEqual(readme.filled(TEXT), TEXT)
+
+  def test_a_missing_table_is_named(self):
+    with self.assertRaisesRegex(ValueError, "'speed-steps' 0 times"):
+      readme.filled(TEXT.replace('speed-steps:begin', ''))

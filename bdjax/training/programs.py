@@ -2,9 +2,11 @@
 
 A part of a phase is a pure function of one model, of the keys of the phase and
 of what it reads. Here it is lifted to a stack and kept, so that runs of the
-same phases share what has been compiled.
+same phases share what has been compiled. The state of a single model is handed
+over to a chunk of steps, which returns the next one in its place.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,7 +52,7 @@ class Compiler(NamedTuple):
       lift: in place of the run's own.
     """
     phase_keys = _phase_keys(self.key, i)
-    lift = lift or self.lift or jax.jit
+    lift = lift or self.lift or (_in_place if part[0] is _scan else jax.jit)
     if (part, lift) not in self.programs:
       make, *static = part
       self.programs[part, lift] = lift(_unpacked(make(*static)))
@@ -99,6 +101,11 @@ def _phase_keys(key: jax.Array, i: int) -> dict[str, jax.Array]:
     return {name: keys.stream(phase_key, name) for name in names}
 
   return derive(key) if key.ndim == 0 else jax.vmap(derive)(key)
+
+
+# What is a single model's own is its state alone. It never holds the caller's
+# buffers: a compiled beginning returns copies of what it passes on.
+_in_place = functools.partial(jax.jit, donate_argnums=0)
 
 
 def _identity(fn):

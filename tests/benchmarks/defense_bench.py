@@ -14,7 +14,7 @@ from bdjax import (
   tree,
   types,
 )
-from tests.benchmarks import lifted, step_bench, timing
+from tests.benchmarks import lifted, roofline, step_bench, timing
 
 BUDGETS = (512 * 2**20,)
 
@@ -99,6 +99,8 @@ def inversion(repeats: int, torch) -> dict:
     'unit': 'ms',
     'per': 1e-3,
     'sides': timing.compare(sides, repeats),
+    # The gradient of the images costs what the forward pass does.
+    'flops': 2 * roofline.forward_flops(classifier, 10 * len(images)),
   }
 
 

@@ -23,7 +23,7 @@ from bdjax import (
   tree,
   types,
 )
-from tests.benchmarks import lifted, step_bench, timing
+from tests.benchmarks import lifted, roofline, step_bench, timing
 
 MIB = 2**20
 DATASETS = {'tiny': 'synthetic', 'preactresnet18': 'digits16'}
@@ -79,6 +79,9 @@ def bec(
     (arch, spec, width),
     timing.compare(sides, repeats),
   )
+  # Pairs and images through the backdoored model, images through the others.
+  passes = 2 * pairs + (1 + k) * num
+  row['flops'] = roofline.forward_flops(classifier, passes)
   reference = make(attacked, clean, triggered, shown)
   return row | _memory(arch, compare, stack, reference, shown)
 
@@ -146,6 +149,8 @@ def white_box(
     (arch, spec, width),
     timing.compare(sides, repeats),
   )
+  # The gradient of the images costs what the forward pass does.
+  row['flops'] = 2 * roofline.forward_flops(classifier, k * steps * batch)
   return row | _memory(arch, attack, stack, feed)
 
 
@@ -198,11 +203,13 @@ def black_box(
   sides = {'ours_scanned': lambda: run(model, feed)}
   if torch is not None:
     sides |= _torch_black_box(torch, arch, spec, width, images, hp)
-  return _row(
+  row = _row(
     f'square search, {queries} queries, pool of {pool}',
     (arch, spec, width),
     timing.compare(sides, repeats),
-  ) | {'unit': 'ms per query', 'per': queries / 1e3}
+  )
+  flops = roofline.forward_flops(classifier, queries * pool)
+  return row | {'unit': 'ms per query', 'per': queries / 1e3, 'flops': flops}
 
 
 def _torch_black_box(torch_reference, arch, spec, width, images, hp):
@@ -270,6 +277,9 @@ def paths(
     (arch, spec, width),
     timing.compare(sides, repeats),
   )
+  # Clean and stamped, naive and with statistics estimated anew.
+  passes = k * points * (4 * num + bn_batches * bn_batch_size)
+  row['flops'] = roofline.forward_flops(classifier, passes)
   return row | _memory(arch, walk, stack, *rest)
 
 

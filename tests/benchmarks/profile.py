@@ -25,6 +25,8 @@ from bdjax import data, eval, models, reactivation, training, types, zoo
 from tests.benchmarks import run, step_bench, timing
 
 REPEATS = 7
+# In one program; a single step would mostly show what fresh memory costs.
+STEPS = 4
 _CONTAINERS = ('while', 'call', 'conditional')
 _LINE = re.compile(r'\s*(?:ROOT )?%?([\w.-]+) = .*? ([a-z-]+)\(')
 _NAME = re.compile(r'op_name="([^"]*)"')
@@ -38,11 +40,11 @@ _TORCH_KINDS = {
 
 
 def step(torch):
-  """One training step of PreAct-ResNet18, width 16, 32×32, batch 128."""
+  """A scanned training step of PreAct-ResNet18, width 16, 32×32, batch 128."""
   spec, _, phase, carry = step_bench.make(16, 32)
-  images, labels = step_bench.pictures(128)
+  images, labels = step_bench.pictures(STEPS * 128)
   feeds = {'train': training.make_feed(images, labels)}
-  phases = (phase(num_steps=1, batch_size=128),)
+  phases = (phase(num_steps=STEPS, batch_size=128),)
   augment = data.augment_fn(spec)
 
   def ours(carry):
@@ -103,16 +105,21 @@ def _torch_evaluation(torch_reference, spec, images):
   return predict
 
 
-PROGRAMS = {'step': step, 'white_box': white_box, 'evaluation': evaluation}
+# Each, and how often its work is done in a call.
+PROGRAMS = {
+  'step': (step, STEPS),
+  'white_box': (white_box, 1),
+  'evaluation': (evaluation, 1),
+}
 
 
-def medians(trace, *args) -> tuple[dict[str, float], float]:
-  """Medians of the sums and wall times that several traces found."""
+def medians(trace, times: int, *args) -> tuple[dict[str, float], float]:
+  """Medians of the sums and wall times that several traces found, per time."""
   found = [trace(*args) for _ in range(REPEATS)]
-  walls = statistics.median(wall for _, wall in found)
+  walls = statistics.median(wall for _, wall in found) / times
   kinds = {kind for sums, _ in found for kind in sums}
   middle = {
-    kind: statistics.median(sums.get(kind, 0.0) for sums, _ in found)
+    kind: statistics.median(sums.get(kind, 0.0) for sums, _ in found) / times
     for kind in kinds
   }
   return dict(sorted(middle.items(), key=lambda item: -item[1])), walls
@@ -193,14 +200,14 @@ def main(argv) -> None:
   path = run.FOLDER / f'profile-{device}.json'
   found = json.loads(path.read_text()) if path.exists() else {}
   torch = run.reference()
-  for name, make in PROGRAMS.items():
+  for name, (make, times) in PROGRAMS.items():
     if not re.fullmatch(run.ONLY.value, name):
       continue
     ours, args, theirs = make(torch)
     program = jax.jit(ours).lower(*args).compile()
-    sides = {'ours': medians(traced, program, args)}
+    sides = {'ours': medians(traced, times, program, args)}
     if theirs:
-      sides['torch'] = medians(torch_traced, theirs)
+      sides['torch'] = medians(torch_traced, times, theirs)
     found[name] = {
       'what': make.__doc__,
       'versions': zoo.environment.versions(),

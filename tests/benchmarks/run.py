@@ -5,6 +5,7 @@ them into Markdown. PyTorch, where installed, is timed in turn with us. Each row
 has a process of its own: memory that others leave behind slows later ones.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -46,6 +47,7 @@ CPU = {
   'step_w16_32': lambda n, t: _STEP(n, t, 16, 32, 128),
   'step_w64_32': lambda n, t: _STEP(n, t, 64, 32, 64, steps=4),
   'epoch': step_bench.epoch,
+  'epoch_w64': lambda n, t: step_bench.epoch(n, t, 256, width=64),
   'stamping': step_bench.stamping,
   'defense_steps': defense_bench.steps,
   'inversion': defense_bench.inversion,
@@ -97,8 +99,15 @@ CPU |= {
   name: lambda n, t, k=k: _EVAL(n, t, 'tiny', k, 2048, modes=('map', 'shard'))
   for name, k in zip(DEVICES, (8, 32), strict=True)
 }
+# Whole epochs of a set as large as CIFAR-10's.
+_EPOCH = functools.partial(step_bench.epoch, num=50_000, width=64)
 GPU = {
   'step_w64_32': lambda n, t: _STEP(n, t, 64, 32, 512),
+  'epoch_w64_b128': lambda n, t: _EPOCH(n, t, batch=128),
+  'epoch_w64_b512': lambda n, t: _EPOCH(n, t, batch=512),
+  'epoch_w64_bf16_b128': lambda n, t: _EPOCH(n, t, batch=128, dtype='bfloat16'),
+  'epoch_w64_bf16_b512': lambda n, t: _EPOCH(n, t, batch=512, dtype='bfloat16'),
+  'inversion': defense_bench.inversion,
   'eval_k16': lambda n, t: _EVAL(n, t, 'preactresnet18', 16, 10000),
   'eval_tiny_10000_k32': lambda n, t: _EVAL(n, t, 'tiny', 32, 10000),
   'bec_w64_k8': lambda n, t: _BEC(n, t, _RESNET, 8, **_WIDE),

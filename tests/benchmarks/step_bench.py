@@ -19,10 +19,10 @@ def pictures(num: int, size: int = 32, seed: int = 0):
   return images, rng.integers(0, 10, num).astype(np.int32)
 
 
-def make(width: int, size: int):
+def make(width: int, size: int, dtype: str = 'float32'):
   """Data, classifier, training phase of one epoch and its start."""
   spec = data.spec('cifar10' if size == 32 else 'digits16')
-  classifier = models.make('preactresnet18', spec, width=width)
+  classifier = models.make('preactresnet18', spec, width=width, dtype=dtype)
   phase = functools.partial(
     training.supervised,
     classifier,
@@ -94,9 +94,17 @@ def torch_steps(torch_reference, width, images, labels, batch, spec):
   return steps
 
 
-def epoch(repeats: int, torch, num: int = 1024) -> dict:
-  """Seconds of one epoch under BadNets 10 %, width 16."""
-  spec, classifier, _, _ = make(16, 32)
+def epoch(
+  repeats: int,
+  torch,
+  num: int = 1024,
+  *,
+  width: int = 16,
+  batch: int = 128,
+  dtype: str = 'float32',
+) -> dict:
+  """Seconds of one epoch under BadNets 10 %."""
+  spec, classifier, _, _ = make(width, 32, dtype)
   attack = attacks.badnets(spec)
   images, labels = pictures(num)
   state = attack.init(timing.key(), images, labels)
@@ -107,7 +115,7 @@ def epoch(repeats: int, torch, num: int = 1024) -> dict:
     augment=data.augment_fn(spec),
     name='implant',
     num_epochs=1,
-    batch_size=128,
+    batch_size=batch,
     reads='train',
   )
   feeds = {'train': training.make_feed(images, labels)}
@@ -117,10 +125,11 @@ def epoch(repeats: int, torch, num: int = 1024) -> dict:
   carry = types.Carry(model=classifier.init(timing.key()), extra=state)
   sides = {'ours_scanned': lambda: run(carry)}
   if torch is not None:
-    sides |= _torch_epochs(torch, images, labels, state, spec)
+    sides |= _torch_epochs(torch, images, labels, state, spec, width, batch)
   result = timing.compare(sides, repeats)
   return {
-    'what': f'epoch of {num} images with data path, BadNets 10 %, width 16',
+    'what': f'epoch of {num} images with data path, BadNets 10 %, width '
+    f'{width}, batch {batch}, {dtype}',
     'unit': 's per epoch',
     'per': 1.0,
     'sides': result,
@@ -128,24 +137,24 @@ def epoch(repeats: int, torch, num: int = 1024) -> dict:
   }
 
 
-def _torch_epochs(torch_reference, images, labels, state, spec):
+def _torch_epochs(torch_reference, images, labels, state, spec, width, batch):
   import torch
 
   rows = np.flatnonzero(np.asarray(state.kind))
   images, labels = torch_reference.poison(images, labels, rows, 0)
   make_net = functools.partial(
-    torch_reference.make_net, 'preactresnet18', 10, 16
+    torch_reference.make_net, 'preactresnet18', 10, width
   )
   careful = make_net()
   # Benchmarks of the field leave images and weights in torch's own layout.
   common = make_net(memory_format=torch.contiguous_format)
   pixels = torch_reference.Pixels(spec)
   x, y = torch.from_numpy(images), torch.from_numpy(labels).long()
-  loader = torch_reference.picture_loader(images, labels, spec, 128, 0)
+  loader = torch_reference.picture_loader(images, labels, spec, batch, 0)
   optimizers = [torch_reference.make_optimizer(n) for n in (careful, common)]
   return {
     'torch': lambda: torch_reference.careful_epoch(
-      careful, optimizers[0], x, y, pixels, 128
+      careful, optimizers[0], x, y, pixels, batch
     ),
     'torch_pictures': lambda: torch_reference.picture_epoch(
       common, optimizers[1], loader

@@ -51,7 +51,7 @@ def roofline_table(found: dict) -> str:
     if 'flops' not in row:
       continue
     most = row['matmul']['flops_per_s']
-    for name in ('ours_scanned', 'ours_map', 'torch'):
+    for name in ('ours_scanned', 'ours_map', 'ours_one_program', 'torch'):
       if name in row['sides']:
         rate = row['flops'] / row['sides'][name]['median_s']
         lines.append(

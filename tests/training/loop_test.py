@@ -9,6 +9,8 @@ import pytest
 from absl.testing import parameterized
 
 from bdjax import training, types
+from bdjax.training import plan as planning
+from bdjax.training import programs
 
 
 def _carry(w=0.0):
@@ -309,6 +311,23 @@ class RunPhasesTest(parameterized.TestCase):
     self.assertLen(traces, 1)
     np.testing.assert_allclose(a.model.params['w'], 9.0)
     np.testing.assert_allclose(b.model.params['w'], 18.0)
+
+
+class InPlaceTest(parameterized.TestCase):
+  def test_a_chunk_uses_up_the_state_of_a_single_model(self):
+    phase, feeds = _walk(), _feeds()
+    plan = planning.plan(phase, feeds['clean'])
+    compiler = programs.Compiler(jax.random.key(0), None, None, False, None, {})
+    run = compiler.lifted(0, compiler.chunk(phase, plan, 2))
+    state = jnp.zeros(3), jnp.int32(0)
+    run(state, feeds['clean'], jnp.int32(0))
+    self.assertTrue(all(x.is_deleted() for x in state))
+
+  def test_what_the_caller_gave_survives(self):
+    # Its state is what the caller's carry holds, passed on unchanged.
+    carry = types.Carry(model=_carry().model, extra=jnp.int32(0))
+    training.run_phases((_until(3),), carry, {}, jax.random.key(0), chunk=4)
+    self.assertEqual(int(carry.extra), 0)
 
 
 class MessagesTest(parameterized.TestCase):
