@@ -18,7 +18,7 @@ _STEPS = {
   'step_w16_32': 'training step, width 16, 32×32, batch 128',
   'step_w64_32': 'training step, width 64, 32×32, batch 64',
   'epoch': 'epoch of 1,024 images with data path, BadNets, width 16',
-  'epoch_w64': 'epoch of 256 images with data path, BadNets, width 64',
+  'epoch_w64': 'the same, width 64',
 }
 _RESNET = 'PreAct-ResNet18 width'
 _MODELS = {

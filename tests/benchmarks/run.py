@@ -47,7 +47,7 @@ CPU = {
   'step_w16_32': lambda n, t: _STEP(n, t, 16, 32, 128),
   'step_w64_32': lambda n, t: _STEP(n, t, 64, 32, 64, steps=4),
   'epoch': step_bench.epoch,
-  'epoch_w64': lambda n, t: step_bench.epoch(n, t, 256, width=64),
+  'epoch_w64': lambda n, t: step_bench.epoch(n, t, width=64),
   'stamping': step_bench.stamping,
   'defense_steps': defense_bench.steps,
   'inversion': defense_bench.inversion,
