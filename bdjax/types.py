@@ -410,7 +410,8 @@ class Exec:
     memory_budget: bytes for the live models of one chunk; None = the chunk
       measured to be fastest on such a device, and where there is none half of
       what it reports, or 4 GiB where it reports nothing.
-    donate: whether the stack's buffers may be reused for the result.
+    donate: whether the stack's buffers may be reused for the result. Saves its
+      size under 'vmap'; a 'map' reads them to its end and works on a copy.
     precision: matmul precision, 'default' | 'high' | 'highest' | 'bfloat16'.
     remat: whether the lifted function is rematerialized in the backward pass.
   """

@@ -155,16 +155,34 @@ def reached(found: dict, goal: Goal) -> float | None:
 
 
 def table(found: dict, goals: tuple[Goal, ...]) -> str:
-  """A Markdown table of all goals."""
-  lines = ['| work | ratio | goal | met |', '|---|---:|---:|---|']
+  """A Markdown table of all goals.
+
+  The last column holds ours against the rate of a matrix product, and what
+  would have to be reached of it to meet the goal; empty for rows that do not
+  tell their operations.
+  """
+  lines = [
+    '| work | ratio | goal | met | of a matmul: reached, needed |',
+    '|---|---:|---:|---|---:|',
+  ]
   for goal in goals:
     value, unit = reached(found, goal), '' if goal.other else ' s'
-    if value is None:
-      shown, met = '–', 'not yet measured'
-    else:
+    shown, met, share = '–', 'not yet measured', ''
+    if value is not None:
       shown, met = f'{value:.2f}{unit}', 'yes' if value <= goal.most else 'no'
-    lines.append(f'| {goal.work} | {shown} | {goal.most:g}{unit} | {met} |')
+      share = _shares(found['rows'][goal.row], goal, value)
+    lines.append(
+      f'| {goal.work} | {shown} | {goal.most:g}{unit} | {met} | {share} |'
+    )
   return '\n'.join(lines) + '\n'
+
+
+def _shares(row: dict, goal: Goal, value: float) -> str:
+  """Both shares, as text."""
+  if 'flops' not in row:
+    return ''
+  now = results.share(row, goal.side)
+  return f'{now:.0%}, {now * value / goal.most:.0%}'
 
 
 if __name__ == '__main__':

@@ -51,13 +51,10 @@ def steps(found: dict) -> str:
   for name, work in _STEPS.items():
     row = found['rows'][name]
     ours, theirs = _seconds(row, 'ours_scanned'), _seconds(row, 'torch')
-    share = [
-      f'{row["flops"] / row["sides"][side]["median_s"] / _most(row):.0%}'
-      for side in ('ours_scanned', 'torch')
-    ]
+    shares = [f'{results.share(row, s):.0%}' for s in ('ours_scanned', 'torch')]
     lines.append(
       f'| {work} | {_shown(ours)} | {_shown(theirs)} | {ours / theirs:.2f} '
-      f'| {share[0]} ({share[1]}) |'
+      f'| {_bracketed(shares)} |'
     )
   return '\n'.join(lines) + '\n'
 
@@ -95,10 +92,6 @@ def _seconds(row: dict, side: str) -> float | None:
   # Rows in milliseconds divide by thousandths of what they do in a call.
   scale = 1e-3 if row['unit'].startswith('ms') else 1.0
   return row['sides'][side]['median_s'] / row['per'] * scale
-
-
-def _most(row: dict) -> float:
-  return row['matmul']['flops_per_s']
 
 
 def _shown(seconds: float) -> str:
