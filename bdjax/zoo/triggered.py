@@ -181,7 +181,7 @@ def _stored(folder, found: _Lists, image_shape) -> Stored:
   index = np.asarray(found.index, np.int32)
   order = np.argsort(index, kind='stable')
   images = np.zeros((len(index), *image_shape), np.uint8)
-  for row, i in enumerate(order):
+  for row, i in enumerate(order.tolist()):
     images[row] = _image(folder, found.images[i], image_shape)
   to_array = lambda values: np.asarray([_label(v) for v in values], np.int32)
   return Stored(
