@@ -159,7 +159,7 @@ def table(found: dict, goals: tuple[Goal, ...]) -> str:
 
   The last column holds ours against the rate of a matrix product, and what
   would have to be reached of it to meet the goal; empty for rows that do not
-  tell their operations.
+  tell their operations, and where both sides are ours.
   """
   lines = [
     '| work | ratio | goal | met | of a matmul: reached, needed |',
@@ -179,7 +179,7 @@ def table(found: dict, goals: tuple[Goal, ...]) -> str:
 
 def _shares(row: dict, goal: Goal, value: float) -> str:
   """Both shares, as text."""
-  if 'flops' not in row:
+  if 'flops' not in row or (goal.other or '').startswith('ours'):
     return ''
   now = results.share(row, goal.side)
   return f'{now:.0%}, {now * value / goal.most:.0%}'

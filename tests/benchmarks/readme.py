@@ -95,9 +95,10 @@ def _seconds(row: dict, side: str) -> float | None:
 
 
 def _shown(seconds: float) -> str:
+  """Three or four digits."""
   if seconds >= 1.2:
     return f'{seconds:.2f} s'
-  return f'{seconds * 1e3:.3g} ms' if seconds < 1 else f'{seconds * 1e3:.0f} ms'
+  return f'{seconds * 1e3:.{0 if seconds >= 0.1 else 1}f} ms'
 
 
 def _bracketed(cells: list[str]) -> str:
@@ -139,4 +140,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == '__main__':
-  README.write_text(filled(README.read_text()))
+  text = README.read_text(encoding='utf-8')
+  README.write_text(filled(text), encoding='utf-8')
